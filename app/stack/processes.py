@@ -1,0 +1,179 @@
+"""Start, probe, find again and stop the processes of one machine; only ever by their pid."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from app.clock import monotonic_seconds
+from app.errors import DarkroomError
+
+LOG_MAX_BYTES = 10 * 1024 * 1024
+# Long enough to cost nothing, short enough not to be felt: a probe is one local connection.
+PROBE_SECONDS = 0.02
+
+
+class StackError(DarkroomError):
+    """A part of the local stack did not start or stop; the detail says what to do."""
+
+    code = "stack_failed"
+    status = 503
+
+
+class PartMissingError(StackError):
+    """The program of a part is not installed and no URL stands in for it."""
+
+    code = "part_missing"
+
+
+def tail(path: Path, lines: int = 12, *, offset: int = 0) -> str:
+    """The last ``lines`` lines of a log, never from before byte ``offset``."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(offset, end - 64 * 1024))
+            text = file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join(text.rstrip().splitlines()[-lines:])
+
+
+def rotate(path: Path) -> int:
+    """Put a log that has grown too large aside as ``.1``; returns the size of what stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = path.stat().st_size if path.exists() else 0
+    if size <= LOG_MAX_BYTES:
+        return size
+    path.replace(path.with_name(path.name + ".1"))
+    return 0
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket() as listener:
+        listener.bind((host, 0))
+        return int(listener.getsockname()[1])
+
+
+def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether a server could listen on ``host:port`` now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        # As servers do: a port whose last connections are only lingering counts as free.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError:
+            return False
+        return True
+
+
+def remembered_port(path: Path) -> int:
+    """The port kept in ``path`` if it is still free, else a new one that is kept there.
+
+    A port that stays the same over restarts keeps presigned links and open consoles valid.
+    """
+    try:
+        port = int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        port = 0
+    if not port or not port_is_free(port):
+        port = free_port()
+        path.write_text(f"{port}\n")
+    return port
+
+
+def wait_ready(
+    process: subprocess.Popen[bytes], probe: Callable[[], bool], limit_seconds: float
+) -> bool:
+    """Probe until it answers true; false where the process ended or the time ran out first."""
+    deadline = monotonic_seconds() + limit_seconds
+    while not probe():
+        try:
+            process.wait(PROBE_SECONDS)
+            return False
+        except subprocess.TimeoutExpired:
+            if monotonic_seconds() > deadline:
+                return False
+    return True
+
+
+def stop_child(
+    process: subprocess.Popen[bytes],
+    *signals: tuple[signal.Signals, float],
+) -> int:
+    """Send a child one signal after another, each with its time in seconds; returns its code."""
+    for number, limit_seconds in (*signals, (signal.SIGKILL, 10.0)):
+        if process.poll() is not None:
+            break
+        process.send_signal(number)
+        try:
+            return process.wait(limit_seconds)
+        except subprocess.TimeoutExpired:
+            continue
+    return process.wait()
+
+
+def runs_in(pid: int, folder: Path, program: str) -> bool:
+    """Whether ``pid`` is alive, stands in ``folder`` and runs a program so named.
+
+    A pid read from a file may have gone to a stranger since; this is the proof that it is
+    still the server we left there. False where the system has no ``/proc``.
+    """
+    try:
+        name = os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")
+        return program in name and os.path.samefile(f"/proc/{pid}/cwd", folder)
+    except OSError:
+        return False
+
+
+def pids_in(folder: Path, program: str) -> list[int]:
+    """Every process that stands in ``folder`` and runs a program so named."""
+    try:
+        entries = os.listdir("/proc")
+    except FileNotFoundError:
+        return []
+    return [int(e) for e in entries if e.isdigit() and runs_in(int(e), folder, program)]
+
+
+def stop_orphan(pid: int, *signals: tuple[signal.Signals, float]) -> bool:
+    """Stop a server that an earlier, killed supervisor left; false where it would not go."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        for number, limit_seconds in signals:
+            try:
+                # By handle: the pid cannot go to a stranger between the look and the signal.
+                signal.pidfd_send_signal(handle, number)
+            except ProcessLookupError:
+                return True
+            if _gone(handle, limit_seconds):
+                return True
+        return False
+    finally:
+        os.close(handle)
+
+
+def wait_gone(pid: int, limit_seconds: float) -> bool:
+    """Wait until a process that is not our child has ended; false where the time ran out."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return _gone(handle, limit_seconds)
+    finally:
+        os.close(handle)
+
+
+def _gone(handle: int, limit_seconds: float) -> bool:
+    poller = select.poll()
+    poller.register(handle, select.POLLIN)
+    return bool(poller.poll(int(limit_seconds * 1000)))

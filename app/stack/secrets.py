@@ -1,0 +1,72 @@
+"""The secrets of one data folder: made once, kept beside the data, readable by its owner only."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from app.stack.processes import StackError
+
+FILE = "secrets.json"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class LocalSecrets:
+    """What the local parts and the API authenticate with."""
+
+    admin_password: str
+    api_password: str
+    system_password: str
+    s3_access_key_id: str
+    s3_secret_access_key: str
+    key_pepper: str
+
+
+def _generate() -> LocalSecrets:
+    return LocalSecrets(
+        admin_password=secrets.token_urlsafe(24),
+        api_password=secrets.token_urlsafe(24),
+        system_password=secrets.token_urlsafe(24),
+        # Letters and digits only: the pair travels in a comma-separated variable.
+        s3_access_key_id=f"DK{secrets.token_hex(9).upper()}",
+        s3_secret_access_key=secrets.token_hex(20),
+        key_pepper=secrets.token_urlsafe(48),
+    )
+
+
+def load_secrets(data_dir: Path) -> LocalSecrets:
+    """The folder's secrets, made at the first call.
+
+    Raises:
+        StackError: the file is damaged; the databases in the folder cannot be opened without it.
+    """
+    path = data_dir / FILE
+    if not path.exists():
+        _write_once(path, _generate())
+    try:
+        kept = json.loads(path.read_text())
+        return LocalSecrets(**{field.name: str(kept[field.name]) for field in fields(LocalSecrets)})
+    except (ValueError, KeyError, TypeError) as error:
+        raise StackError(
+            f"{path} is damaged ({error}); bring it back from a backup, the passwords of "
+            f"the databases in {data_dir} stand in it"
+        ) from None
+
+
+def _write_once(path: Path, values: LocalSecrets) -> None:
+    """Write whole or not at all; where two begin at once, the first one's file stays."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(asdict(values), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink()
