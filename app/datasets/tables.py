@@ -1,0 +1,87 @@
+"""Datasets, their frozen versions and the samples in them."""
+
+from __future__ import annotations
+
+import enum
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    Integer,
+    Text,
+    UniqueConstraint,
+    func,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db.base import Base, Id, Json, JsonList, Moment, one_of
+
+
+class Split(enum.StrEnum):
+    """Which part of a dataset version a sample belongs to."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+class Dataset(Base):
+    """A name for labelled images; its versions hold them."""
+
+    __tablename__ = "datasets"
+
+    id: Mapped[Id] = mapped_column(primary_key=True)
+    tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
+    name: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[Moment] = mapped_column(server_default=func.now())
+
+    __table_args__ = (UniqueConstraint("tenant_id", "name"),)
+
+
+class DatasetVersion(Base):
+    """Frozen labelled images: never changed, told apart by the hash of what is in it."""
+
+    __tablename__ = "dataset_versions"
+
+    id: Mapped[Id] = mapped_column(primary_key=True)
+    tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
+    dataset_id: Mapped[Id] = mapped_column(ForeignKey("datasets.id"))
+    number: Mapped[int] = mapped_column(Integer)
+    #: SHA-256 over (image sha256, label, split) of all samples in order.
+    content_sha256: Mapped[str] = mapped_column(Text)
+    #: Class names, sorted; the order of a trained network's outputs.
+    classes: Mapped[JsonList]
+    sample_count: Mapped[int] = mapped_column(BigInteger)
+    #: ``{"train": {"cat": 12, …}, …}``.
+    counts: Mapped[Json]
+    #: What it was frozen from: upload id, fractions, seed.
+    source: Mapped[Json]
+    created_at: Mapped[Moment] = mapped_column(server_default=func.now())
+
+    __table_args__ = (UniqueConstraint("dataset_id", "number"),)
+
+
+class Sample(Base):
+    """One labelled image of a dataset version."""
+
+    __tablename__ = "samples"
+
+    dataset_version_id: Mapped[Id] = mapped_column(
+        ForeignKey("dataset_versions.id", ondelete="CASCADE"), primary_key=True
+    )
+    ordinal: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    tenant_id: Mapped[Id]
+    name: Mapped[str] = mapped_column(Text)
+    object_key: Mapped[str] = mapped_column(Text)
+    offset_bytes: Mapped[int] = mapped_column(BigInteger)
+    length_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(Text)
+    label: Mapped[str] = mapped_column(Text)
+    split: Mapped[str] = mapped_column(Text)
+
+    __table_args__ = (
+        CheckConstraint(one_of("split", Split), name="split"),
+        Index("ix_samples_split", "dataset_version_id", "split", "ordinal"),
+    )

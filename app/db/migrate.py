@@ -1,0 +1,46 @@
+"""Runs the migrations; the same road for ``darkroom up``, the tests and production."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import text
+
+from app.db.session import make_engine
+from app.errors import SettingsError
+
+
+def alembic_config(system_url: str) -> Config:
+    """Alembic's configuration, made in code so that an installed wheel needs no file."""
+    config = Config()
+    config.set_main_option("script_location", str(files("migrations")))
+    config.attributes["system_url"] = system_url
+    return config
+
+
+def upgrade(system_url: str, revision: str = "head") -> None:
+    """Bring the schema to ``revision``; one process at a time, others wait.
+
+    Raises:
+        SettingsError: the schema is newer than this code.
+    """
+    engine = make_engine(system_url, pool_size=2)
+    config = alembic_config(system_url)
+    try:
+        with engine.connect() as guard:
+            # A session lock, not a transaction's: migrations run in transactions of their own.
+            guard = guard.execution_options(isolation_level="AUTOCOMMIT")
+            guard.execute(text("SET lock_timeout = '60s'"))
+            guard.execute(text("SELECT pg_advisory_lock(hashtext('darkroom.migrate'))"))
+            command.upgrade(config, revision)
+    except CommandError as error:
+        raise SettingsError(
+            f"the database schema does not fit this version of Darkroom: {error}. "
+            "Run the version that wrote it, or a newer one.",
+            code="schema_mismatch",
+        ) from error
+    finally:
+        engine.dispose()

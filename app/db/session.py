@@ -1,0 +1,129 @@
+"""Connections and transactions: every one bound to a tenant, or openly to the system role."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.errors import SettingsError, UnavailableError
+from app.settings import Settings
+
+_SERVER_OPTIONS = " ".join(
+    f"-c {name}={value}"
+    for name, value in {
+        # A client that stops between UPDATE job and COMMIT would freeze the whole job.
+        "idle_in_transaction_session_timeout": "10s",
+        "lock_timeout": "5s",
+        "statement_timeout": "60s",
+        "timezone": "UTC",
+        "application_name": "darkroom",
+    }.items()
+)
+
+#: Handed to the driver on every connection; seconds, but tcp_user_timeout in milliseconds.
+CONNECT_ARGS: dict[str, Any] = {
+    "options": _SERVER_OPTIONS,
+    "connect_timeout": 5,
+    "tcp_user_timeout": 15_000,
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+
+
+def make_engine(url: str, *, pool_size: int = 5) -> Engine:
+    """An engine with the connection manners of the house; opens nothing yet."""
+    if url.startswith("postgresql://"):
+        url = "postgresql+psycopg://" + url.removeprefix("postgresql://")
+    return create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=10,
+        pool_pre_ping=True,
+        connect_args=CONNECT_ARGS,
+    )
+
+
+class Database:
+    """The two doors to PostgreSQL: as a tenant under row level security, or as the system."""
+
+    def __init__(self, url: str, system_url: str | None = None, *, pool_size: int = 5) -> None:
+        self._engine = make_engine(url, pool_size=pool_size)
+        self._system_engine = make_engine(system_url, pool_size=pool_size) if system_url else None
+        self._sessions = sessionmaker(self._engine, expire_on_commit=False)
+        event.listen(self._sessions, "after_begin", _bind_tenant)
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Database:
+        """The database that the settings name, with the system door where a URL is given."""
+        system = settings.system_database_url
+        return cls(
+            settings.database_url.get_secret_value(),
+            system.get_secret_value() if system else None,
+            pool_size=settings.database_pool,
+        )
+
+    @contextmanager
+    def tenant(self, tenant_id: str) -> Iterator[Session]:
+        """One transaction that sees and writes only this tenant's rows; commits at the end.
+
+        Raises:
+            UnavailableError: the database does not answer.
+        """
+        with _unavailable(), self._sessions(info={"tenant_id": tenant_id}) as session:
+            with session.begin():
+                yield session
+
+    @contextmanager
+    def anonymous(self) -> Iterator[Session]:
+        """One transaction with no tenant: sees no tenant's rows, only what is common to all."""
+        with _unavailable(), self._sessions(info={"tenant_id": ""}) as session:
+            with session.begin():
+                yield session
+
+    @contextmanager
+    def system(self) -> Iterator[Session]:
+        """One transaction across tenants, for dispatcher, sweeper and administration."""
+        if self._system_engine is None:
+            raise SettingsError("SYSTEM_DATABASE_URL is not set for this process")
+        with _unavailable(), Session(self._system_engine, expire_on_commit=False) as session:
+            with session.begin():
+                yield session
+
+    def close(self) -> None:
+        """Close all pooled connections."""
+        self._engine.dispose()
+        if self._system_engine is not None:
+            self._system_engine.dispose()
+
+
+def _bind_tenant(session: Session, _transaction: object, connection: Connection) -> None:
+    """Set the tenant of a transaction as it begins, whichever statement comes first."""
+    connection.execute(
+        text("SELECT set_config('app.tenant', :tenant, true)"),
+        {"tenant": session.info["tenant_id"]},
+    )
+
+
+@contextmanager
+def _unavailable() -> Iterator[None]:
+    """Turn a lost or refused connection into the error that callers may retry."""
+    try:
+        yield
+    except OperationalError as error:
+        raise UnavailableError(
+            "the database does not answer; try again", code="database_unavailable"
+        ) from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise UnavailableError(
+                "the database connection was lost; try again", code="database_unavailable"
+            ) from error
+        raise

@@ -1,0 +1,238 @@
+"""Jobs, their chunks and their items as rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    Integer,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db.base import Base, Id, IdText, Json, Moment, one_of
+from app.jobs.states import ChunkState, ChunkTask, ItemState, JobKind, JobState
+
+
+class Job(Base):
+    """What a client submitted and how far it is; polling reads this one row."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[Id] = mapped_column(primary_key=True)
+    tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
+    kind: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text)
+    priority: Mapped[int] = mapped_column(Integer, default=0)
+    #: The client's input as accepted: one of upload, prefix, manifest, items, dataset, job.
+    input: Mapped[Json]
+    #: Options of the kind, typed and complete (defaults filled in).
+    options: Mapped[Json]
+    #: The client's own key-value pairs.
+    metadata_: Mapped[Json] = mapped_column("metadata")
+    model_version_id: Mapped[Id | None] = mapped_column(ForeignKey("model_versions.id"))
+    dataset_version_id: Mapped[Id | None] = mapped_column(ForeignKey("dataset_versions.id"))
+
+    #: Items in all; final once ``sealed_at`` is set.
+    total: Mapped[int] = mapped_column(BigInteger, default=0)
+    succeeded: Mapped[int] = mapped_column(BigInteger, default=0)
+    failed: Mapped[int] = mapped_column(BigInteger, default=0)
+    skipped: Mapped[int] = mapped_column(BigInteger, default=0)
+    cancelled: Mapped[int] = mapped_column(BigInteger, default=0)
+    #: Counts the recordings; its holder has the row locked, so it has no holes.
+    seq: Mapped[int] = mapped_column(BigInteger, default=0)
+    #: Jobs without items: ``{"step": 3, "steps": 30, "unit": "epoch"}``.
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    #: What the job made, e.g. ``{"model_version": "mdv_…"}``.
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    #: Why the job failed: code, detail, errors.
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+
+    created_at: Mapped[Moment] = mapped_column(server_default=func.now())
+    #: Planning is complete: ``total`` is final and the job may close.
+    sealed_at: Mapped[Moment | None]
+    queued_at: Mapped[Moment | None]
+    running_at: Mapped[Moment | None]
+    finalizing_at: Mapped[Moment | None]
+    cancelling_at: Mapped[Moment | None]
+    #: Set with any terminal state.
+    ended_at: Mapped[Moment | None]
+    #: The last change of counts or state.
+    updated_at: Mapped[Moment] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        CheckConstraint(one_of("kind", JobKind), name="kind"),
+        CheckConstraint(one_of("state", JobState), name="state"),
+        CheckConstraint(
+            "succeeded >= 0 AND failed >= 0 AND skipped >= 0 AND cancelled >= 0 "
+            "AND (sealed_at IS NULL OR succeeded + failed + skipped + cancelled <= total)",
+            name="counts",
+        ),
+        CheckConstraint(
+            "(ended_at IS NOT NULL) = "
+            "(state IN ('succeeded', 'partially_succeeded', 'failed', 'cancelled'))",
+            name="ended",
+        ),
+        Index("ix_jobs_tenant_id_id", "tenant_id", "id"),
+        Index(
+            "ix_jobs_open",
+            "state",
+            postgresql_where=text(
+                "state NOT IN ('succeeded', 'partially_succeeded', 'failed', 'cancelled')"
+            ),
+        ),
+        Index("ix_jobs_model_version_id", "model_version_id", "ended_at"),
+    )
+
+
+class Chunk(Base):
+    """A range of a job's items that one worker leases; carries the references of its items."""
+
+    __tablename__ = "chunks"
+
+    id: Mapped[Id] = mapped_column(primary_key=True)
+    tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
+    job_id: Mapped[Id] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    task: Mapped[str] = mapped_column(Text)
+    queue: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text)
+    #: Items [lo, hi) of the job; empty for chunks that have no items.
+    lo: Mapped[int] = mapped_column(BigInteger, default=0)
+    hi: Mapped[int] = mapped_column(BigInteger, default=0)
+    #: See :class:`app.jobs.items.ItemList`.
+    items: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    #: Where a resumable task goes on after its last recording.
+    cursor: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+
+    #: The fencing token: grows with every claim.
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    #: Leases that ended without a word.
+    kills: Mapped[int] = mapped_column(Integer, default=0)
+    worker_id: Mapped[Id | None]
+    lease_until: Mapped[Moment | None]
+    due_at: Mapped[Moment] = mapped_column(server_default=func.now())
+    last_rung_at: Mapped[Moment | None]
+    #: Items or steps finished but not recorded, from the last heartbeat.
+    progress: Mapped[int] = mapped_column(BigInteger, default=0)
+    created_at: Mapped[Moment] = mapped_column(server_default=func.now())
+    running_at: Mapped[Moment | None]
+    done_at: Mapped[Moment | None]
+
+    __table_args__ = (
+        CheckConstraint(one_of("task", ChunkTask), name="task"),
+        CheckConstraint(one_of("state", ChunkState), name="state"),
+        CheckConstraint("lo <= hi", name="range"),
+        CheckConstraint("(state = 'running') = (lease_until IS NOT NULL)", name="lease"),
+        Index("ix_chunks_job_id_lo", "job_id", "lo"),
+        Index("ix_chunks_pending", "queue", "due_at", postgresql_where=text("state = 'pending'")),
+        Index(
+            "ix_chunks_running",
+            "lease_until",
+            postgresql_where=text("state = 'running'"),
+        ),
+    )
+
+
+class Item(Base):
+    """How one image of a job ended: its prediction or its error; written once."""
+
+    __tablename__ = "items"
+
+    # No foreign key: the check would run once per row of the hottest INSERT of the service.
+    job_id: Mapped[Id] = mapped_column(primary_key=True)
+    ordinal: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    tenant_id: Mapped[Id]
+    #: The recording that wrote it; running jobs page by (seq, ordinal).
+    seq: Mapped[int] = mapped_column(BigInteger)
+    #: Attempt of the chunk that wrote it.
+    attempt: Mapped[int] = mapped_column(Integer)
+    custom_id: Mapped[str] = mapped_column(Text)
+    #: Object key or member name that the bytes came from.
+    source: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text)
+    #: Ranked [class, score] pairs.
+    prediction: Mapped[list[Any] | None] = mapped_column(JSONB)
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    #: The true label that came with the input, if any.
+    label: Mapped[str | None] = mapped_column(Text)
+    metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSONB)
+
+    __table_args__ = (
+        CheckConstraint(one_of("state", ItemState), name="state"),
+        CheckConstraint("(state = 'failed') = (error IS NOT NULL)", name="error"),
+        Index("ix_items_job_id_seq_ordinal", "job_id", "seq", "ordinal"),
+        Index(
+            "ix_items_failed",
+            "job_id",
+            "ordinal",
+            postgresql_where=text("state = 'failed'"),
+        ),
+    )
+
+
+class Artifact(Base):
+    """A file that a job made, kept in the object store."""
+
+    __tablename__ = "artifacts"
+
+    id: Mapped[Id] = mapped_column(primary_key=True)
+    tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
+    job_id: Mapped[Id] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    #: File name as offered for download.
+    name: Mapped[str] = mapped_column(Text)
+    media_type: Mapped[str] = mapped_column(Text)
+    object_key: Mapped[str] = mapped_column(Text)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[Moment] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("ix_artifacts_job_id_id", "job_id", "id"),)
+
+
+class IdempotencyKey(Base):
+    """The answer a client's ``Idempotency-Key`` stands for, replayed when it asks again."""
+
+    __tablename__ = "idempotency_keys"
+
+    tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(Text, primary_key=True)
+    #: SHA-256 of method, path and body; another payload under the same key is refused.
+    request_sha256: Mapped[str] = mapped_column(Text)
+    status: Mapped[int] = mapped_column(Integer)
+    body: Mapped[Json]
+    location: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[Moment] = mapped_column(server_default=func.now())
+
+
+class WorkerRow(Base):
+    """A worker process that is, or was, running; shared by all tenants."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(IdText, primary_key=True)
+    #: ``host:name``; a new process of the same name replaces the old one.
+    name: Mapped[str] = mapped_column(Text)
+    host: Mapped[str] = mapped_column(Text)
+    pid: Mapped[int] = mapped_column(Integer)
+    device: Mapped[str] = mapped_column(Text)
+    queue: Mapped[str] = mapped_column(Text)
+    #: Chunks it works on at once.
+    slots: Mapped[int] = mapped_column(Integer)
+    #: Ids of the model versions it holds warm.
+    warm_versions: Mapped[Json | None]
+    started_at: Mapped[Moment] = mapped_column(server_default=func.now())
+    last_seen_at: Mapped[Moment] = mapped_column(server_default=func.now())
+    #: Set when it stopped or was replaced: its leases are void.
+    gone_at: Mapped[Moment | None]
+
+    __table_args__ = (
+        Index("ix_workers_alive", "queue", postgresql_where=text("gone_at IS NULL")),
+        Index("ix_workers_name", "name"),
+    )

@@ -1,0 +1,88 @@
+"""Machine-learning models as rows: names, immutable versions, movable aliases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    Integer,
+    Text,
+    UniqueConstraint,
+    func,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db.base import Base, Id, Json, JsonList, Moment, one_of
+from app.models.states import VersionState
+
+
+class Model(Base):
+    """A name that versions are registered under."""
+
+    __tablename__ = "models"
+
+    id: Mapped[Id] = mapped_column(primary_key=True)
+    tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
+    name: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[Moment] = mapped_column(server_default=func.now())
+
+    __table_args__ = (UniqueConstraint("tenant_id", "name"),)
+
+
+class ModelVersion(Base):
+    """Immutable weights with their preprocessing, classes and lineage.
+
+    Columns of the weights are empty while the version is pending.
+    """
+
+    __tablename__ = "model_versions"
+
+    id: Mapped[Id] = mapped_column(primary_key=True)
+    tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
+    model_id: Mapped[Id] = mapped_column(ForeignKey("models.id"))
+    number: Mapped[int] = mapped_column(Integer)
+    state: Mapped[str] = mapped_column(Text)
+    arch: Mapped[str] = mapped_column(Text)
+    arch_options: Mapped[Json]
+    classes: Mapped[JsonList | None]
+    preprocess: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    preprocess_sha256: Mapped[str | None] = mapped_column(Text)
+    weights_key: Mapped[str | None] = mapped_column(Text)
+    weights_sha256: Mapped[str | None] = mapped_column(Text)
+    weights_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    parameter_count: Mapped[int | None] = mapped_column(BigInteger)
+    #: Scores on the held-out split of the data it was trained on.
+    scores: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    #: Where it came from: job, dataset version, recipe, or the file and its digest.
+    lineage: Mapped[Json]
+    job_id: Mapped[Id | None] = mapped_column(ForeignKey("jobs.id", use_alter=True))
+    created_at: Mapped[Moment] = mapped_column(server_default=func.now())
+    ready_at: Mapped[Moment | None]
+
+    __table_args__ = (
+        UniqueConstraint("model_id", "number"),
+        CheckConstraint(one_of("state", VersionState), name="state"),
+        CheckConstraint(
+            "state NOT IN ('ready', 'archived') OR (classes IS NOT NULL AND "
+            "preprocess IS NOT NULL AND weights_key IS NOT NULL AND weights_sha256 IS NOT NULL)",
+            name="complete",
+        ),
+        Index("ix_model_versions_tenant_id_id", "tenant_id", "id"),
+    )
+
+
+class Alias(Base):
+    """A movable pointer to a version of a model: ``digits@production``."""
+
+    __tablename__ = "aliases"
+
+    model_id: Mapped[Id] = mapped_column(ForeignKey("models.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
+    version_id: Mapped[Id] = mapped_column(ForeignKey("model_versions.id"))
+    updated_at: Mapped[Moment] = mapped_column(server_default=func.now())

@@ -1,0 +1,162 @@
+"""One typed table of settings, read from the environment and checked at start.
+
+Every field is one row: name, default, meaning. README's table is checked against it by a test.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.errors import SettingsError
+
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """What a Darkroom process needs to know; the same table for API, dispatcher and workers."""
+
+    model_config = SettingsConfigDict(env_prefix="DARKROOM_", extra="ignore", frozen=True)
+
+    # The real parts
+    database_url: SecretStr = Field(
+        validation_alias="DATABASE_URL",
+        description="PostgreSQL, as the role `darkroom_api` (row level security applies).",
+    )
+    system_database_url: SecretStr | None = Field(
+        None,
+        validation_alias="SYSTEM_DATABASE_URL",
+        description="PostgreSQL, as `darkroom_system`: dispatcher, sweeper, migrations.",
+    )
+    admin_database_url: SecretStr | None = Field(
+        None,
+        validation_alias="ADMIN_DATABASE_URL",
+        description="PostgreSQL superuser; only `darkroom migrate` uses it, to make the roles.",
+    )
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"),
+        validation_alias="REDIS_URL",
+        description="Redis or Valkey that carries the bells; a unix socket as `redis+socket://`.",
+    )
+    s3_endpoint_url: str | None = Field(
+        None,
+        validation_alias="S3_ENDPOINT_URL",
+        description="S3-compatible endpoint; empty means AWS.",
+    )
+    aws_access_key_id: SecretStr | None = Field(
+        None, validation_alias="AWS_ACCESS_KEY_ID", description="S3 access key."
+    )
+    aws_secret_access_key: SecretStr | None = Field(
+        None, validation_alias="AWS_SECRET_ACCESS_KEY", description="S3 secret key."
+    )
+    aws_region: str = Field("us-east-1", validation_alias="AWS_REGION", description="S3 region.")
+    bucket: str = Field(
+        "darkroom", description="Bucket of our own objects: shards, weights, artifacts."
+    )
+    key_pepper: SecretStr = Field(
+        SecretStr(""),
+        description="Server-side secret mixed into the hash of API keys (32 characters or more).",
+    )
+
+    # API
+    api_host: str = Field("127.0.0.1", description="Address the API listens on.")
+    api_port: Positive = Field(8080, description="Port the API listens on.")
+    api_threads: Positive = Field(16, description="Threads of the API process.")
+    wait_max_seconds: Seconds = Field(30, description="Longest long poll (`?wait=`).")
+    wait_slots: Positive = Field(
+        8, description="Clients that may wait in long polls at once, per API process."
+    )
+    upload_max_bytes: Positive = Field(
+        200 * 1024 * MIB, description="Largest archive or weights file, in bytes."
+    )
+    upload_part_bytes: Positive = Field(
+        8 * MIB, description="Part size of multipart uploads to S3, in bytes."
+    )
+    link_seconds: Positive = Field(900, description="Life of a presigned link, in seconds.")
+
+    # Delivery
+    lease_seconds: Seconds = Field(30, description="Life of a lease without a heartbeat.")
+    heartbeat_seconds: Seconds = Field(10, description="Time between heartbeats of a lease.")
+    sweep_seconds: Seconds = Field(2, description="Time between sweeps.")
+    ring_again_seconds: Seconds = Field(5, description="A bell this old is rung again.")
+    dispatch_seconds: Seconds = Field(0.2, description="Time between looks for runnable chunks.")
+    drain_seconds: Seconds = Field(25, description="Time a stopping worker has to let go.")
+    max_kills: Positive = Field(
+        5, description="Leases of one chunk that may end without a word before it fails."
+    )
+    chunk_items: int | None = Field(
+        None, gt=0, description="Fixed items per chunk; empty means sized by measured rate."
+    )
+    database_pool: Positive = Field(10, description="Database connections per process, at most.")
+
+    # Images and archives
+    max_image_pixels: Positive = Field(40_000_000, description="Largest image, in pixels.")
+    max_image_bytes: Positive = Field(64 * MIB, description="Largest image file, in bytes.")
+    archive_max_entries: Positive = Field(2_000_000, description="Most members of an archive.")
+    archive_max_ratio: Positive = Field(
+        200, description="Largest expansion of an archive, uncompressed to compressed."
+    )
+    shard_bytes: Positive = Field(64 * MIB, description="Largest shard, in bytes.")
+    shard_items: Positive = Field(8192, description="Most items in a shard.")
+
+    # Recognition
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
+    image_batch_size: Positive = Field(32, description="Images in one ImageBatch.")
+    decode_processes: int = Field(
+        0, ge=0, description="Decode children per worker process; 0 means one per core."
+    )
+    torch_threads: int = Field(
+        0, ge=0, description="Threads of one forward on the CPU; 0 leaves it to torch."
+    )
+
+    # This process
+    worker_name: str | None = Field(
+        None, description="Name of this worker on its host; stays the same over restarts."
+    )
+    cache_dir: Path = Field(
+        Path("~/.cache/darkroom"), description="Where a worker keeps weights it fetched."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least level that is logged."
+    )
+    log_format: Literal["json", "console"] = Field("json", description="How a log line looks.")
+
+    @cached_property
+    def system_url(self) -> str:
+        """The system role's database URL; raises where this process was not given one."""
+        if self.system_database_url is None:
+            raise SettingsError(
+                "SYSTEM_DATABASE_URL is not set; the dispatcher and migrations need the "
+                "role darkroom_system"
+            )
+        return self.system_database_url.get_secret_value()
+
+    @cached_property
+    def decode_process_count(self) -> int:
+        """Decode children to start: the setting, or one per core this process may use."""
+        return self.decode_processes or len(os.sched_getaffinity(0))
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read and check the settings; a wrong one is named in a sentence.
+
+    Raises:
+        SettingsError: a setting is missing or not valid.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        faults = [
+            {"pointer": str(fault["loc"][0]) if fault["loc"] else "", "detail": fault["msg"]}
+            for fault in error.errors()
+        ]
+        names = "; ".join(f"{fault['pointer']}: {fault['detail']}" for fault in faults)
+        raise SettingsError(f"settings are not valid: {names}", errors=faults) from None

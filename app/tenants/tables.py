@@ -1,0 +1,38 @@
+"""Who owns rows, and what proves it."""
+
+from __future__ import annotations
+
+from sqlalchemy import ForeignKey, Index, Text, func
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db.base import Base, Id, Moment
+
+
+class Tenant(Base):
+    """An owner of rows; every other row names one."""
+
+    __tablename__ = "tenants"
+
+    id: Mapped[Id] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(Text, unique=True)
+    created_at: Mapped[Moment] = mapped_column(server_default=func.now())
+
+
+class ApiKey(Base):
+    """A key of a tenant; only the keyed hash of its secret is kept."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[Id] = mapped_column(primary_key=True)
+    tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
+    name: Mapped[str] = mapped_column(Text)
+    #: HMAC-SHA-256 of the secret under the server's pepper, in hex.
+    secret_hash: Mapped[str] = mapped_column(Text)
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    created_at: Mapped[Moment] = mapped_column(server_default=func.now())
+    expires_at: Mapped[Moment | None]
+    revoked_at: Mapped[Moment | None]
+    last_used_at: Mapped[Moment | None]
+
+    __table_args__ = (Index("ix_api_keys_tenant_id_id", "tenant_id", "id"),)
