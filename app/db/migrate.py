@@ -30,9 +30,8 @@ def upgrade(system_url: str, revision: str = "head") -> None:
     engine = make_engine(system_url, pool_size=2)
     config = alembic_config(system_url)
     try:
-        with engine.connect() as guard:
-            # A session lock, not a transaction's: migrations run in transactions of their own.
-            guard = guard.execution_options(isolation_level="AUTOCOMMIT")
+        # A session lock, not a transaction's: migrations run in transactions of their own.
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as guard:
             guard.execute(text("SET lock_timeout = '60s'"))
             guard.execute(text("SELECT pg_advisory_lock(hashtext('darkroom.migrate'))"))
             command.upgrade(config, revision)

@@ -58,6 +58,7 @@ class Database:
         self._engine = make_engine(url, pool_size=pool_size)
         self._system_engine = make_engine(system_url, pool_size=pool_size) if system_url else None
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)
+        self._system_sessions = sessionmaker(self._system_engine, expire_on_commit=False)
         event.listen(self._sessions, "after_begin", _bind_tenant)
 
     @classmethod
@@ -77,25 +78,23 @@ class Database:
         Raises:
             UnavailableError: the database does not answer.
         """
-        with _unavailable(), self._sessions(info={"tenant_id": tenant_id}) as session:
-            with session.begin():
-                yield session
+        with _unavailable(), self._sessions.begin() as session:
+            session.info["tenant_id"] = tenant_id
+            yield session
 
     @contextmanager
     def anonymous(self) -> Iterator[Session]:
         """One transaction with no tenant: sees no tenant's rows, only what is common to all."""
-        with _unavailable(), self._sessions(info={"tenant_id": ""}) as session:
-            with session.begin():
-                yield session
+        with self.tenant("") as session:
+            yield session
 
     @contextmanager
     def system(self) -> Iterator[Session]:
         """One transaction across tenants, for dispatcher, sweeper and administration."""
         if self._system_engine is None:
             raise SettingsError("SYSTEM_DATABASE_URL is not set for this process")
-        with _unavailable(), Session(self._system_engine, expire_on_commit=False) as session:
-            with session.begin():
-                yield session
+        with _unavailable(), self._system_sessions.begin() as session:
+            yield session
 
     def close(self) -> None:
         """Close all pooled connections."""

@@ -131,7 +131,7 @@ class Chunk(Base):
         CheckConstraint("lo <= hi", name="range"),
         CheckConstraint("(state = 'running') = (lease_until IS NOT NULL)", name="lease"),
         Index("ix_chunks_job_id_lo", "job_id", "lo"),
-        Index("ix_chunks_pending", "queue", "due_at", postgresql_where=text("state = 'pending'")),
+        Index("ix_chunks_pending", "job_id", "lo", postgresql_where=text("state = 'pending'")),
         Index(
             "ix_chunks_running",
             "lease_until",

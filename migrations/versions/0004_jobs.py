@@ -145,7 +145,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_chunks_pending",
         "chunks",
-        ["queue", "due_at"],
+        ["job_id", "lo"],
         unique=False,
         postgresql_where=sa.text("state = 'pending'"),
     )

@@ -63,9 +63,13 @@ class ChunkOutcome:
 class ByteStream(Protocol):
     """An open object body."""
 
-    def read(self, size: int = -1, /) -> bytes: ...
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes, at most ``size``; empty at the end."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give the connection back."""
+        ...
 
 
 class Store(Protocol):

@@ -1,0 +1,36 @@
+"""Queues, the names of the tasks in them, and how many chunks a worker of each takes at once."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Queue(enum.StrEnum):
+    """What a worker process serves; one worker, one queue."""
+
+    #: Short work on the device: recognition, checks of imported weights.
+    INFERENCE = "inference"
+    #: Long work on the device: fine-tuning.
+    TRAINING = "training"
+    #: Work without torch: planning, ingest, export. Runs in the API's slim image.
+    IO = "io"
+
+
+#: Task of a chunk → the queue its bell is rung in.
+QUEUE_OF_TASK = {
+    "plan": Queue.IO,
+    "ingest": Queue.IO,
+    "export": Queue.IO,
+    "predict": Queue.INFERENCE,
+    "import": Queue.INFERENCE,
+    "finetune": Queue.TRAINING,
+}
+
+#: Chunks a worker works on at once. Two for inference: one computes while the next is
+#: fetched and decoded. Two for io: a long ingest must not hold up planning.
+SLOTS_OF_QUEUE = {Queue.INFERENCE: 2, Queue.TRAINING: 1, Queue.IO: 2}
+
+
+def celery_task_name(task: str) -> str:
+    """The Celery name of the door that a chunk's task opens, e.g. ``darkroom.predict``."""
+    return f"darkroom.{task}"
