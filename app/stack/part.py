@@ -8,6 +8,7 @@ import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 from app.stack.processes import StackError, rotate, stop_child, tail, wait_ready
 from app.stack.secrets import LocalSecrets, load_secrets
@@ -42,6 +43,13 @@ class Part(ABC):
         self.secrets: LocalSecrets = load_secrets(self.data_dir)
         self._process: subprocess.Popen[bytes] | None = None
         self._log_offset = 0
+        self.port = 0
+        self._fixed_port: int | None = None
+
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        """The server's process, running or ended; nothing before the start and after a stop."""
+        return self._process
 
     @property
     def pid(self) -> int | None:
@@ -69,6 +77,8 @@ class Part(ABC):
                 self._launch()
                 assert self._process is not None
                 if wait_ready(self._process, self._answers, self.ready_seconds):
+                    # Others know the address by now: a later start must not move it.
+                    self._fixed_port = self.port
                     return
                 died = self._process.poll()
                 self.stop()
@@ -90,7 +100,7 @@ class Part(ABC):
             self._process = None
             self._after_stop()
 
-    def __enter__(self) -> Part:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

@@ -50,8 +50,7 @@ class LocalPostgres(Part):
     def __init__(self, data_dir: Path, *, port: int | None = None, fast: bool = False) -> None:
         super().__init__(data_dir)
         self.fast = fast
-        self._fixed_port = port
-        self.port = port or 0
+        self.port, self._fixed_port = port or 0, port
         self._binaries = Path()
         self._account: pwd.struct_passwd | None = None
 
@@ -179,25 +178,30 @@ class LocalPostgres(Part):
             shutil.rmtree(draft, ignore_errors=True)
 
     def _clear_leftovers(self) -> None:
-        """Stop a server that a killed supervisor left, or drop the lock it can no longer hold."""
+        """Stop a server that a killed supervisor left, and drop the lock that it held."""
         pid = _read_pid(self.folder)
         if pid is None:
             return
-        if runs_in(pid, self.folder, "postgres"):
-            if not stop_orphan(pid, *self.stop_signals):
-                raise StackError(
-                    f"an earlier PostgreSQL (pid {pid}) still runs on {self.folder} and does "
-                    f"not stop; end it with `kill -QUIT {pid}`, then start again"
-                )
-        elif os.path.isdir("/proc/self"):
-            # The pid is gone or a stranger's now; PostgreSQL would refuse to start beside it.
-            (self.folder / "postmaster.pid").unlink(missing_ok=True)
+        if runs_in(pid, self.folder, "postgres") and not stop_orphan(pid, *self.stop_signals):
+            raise StackError(
+                f"an earlier PostgreSQL (pid {pid}) still runs on {self.folder} and does "
+                f"not stop; end it with `kill -QUIT {pid}`, then start again"
+            )
         self._wait_for_backends()
+        if os.path.isdir("/proc/self"):
+            # Nobody is left in the folder. The pid may be a stranger's by now, beside whom
+            # PostgreSQL would refuse to start.
+            for lock in (self.folder / "postmaster.pid", *self.folder.glob(".s.PGSQL.*")):
+                lock.unlink(missing_ok=True)
 
     def _wait_for_backends(self) -> None:
         """Backends leave by themselves once they see their server gone; wait for the last."""
         for pid in pids_in(self.folder, "postgres"):
-            wait_gone(pid, _BACKEND_SECONDS)
+            if not wait_gone(pid, _BACKEND_SECONDS):
+                raise StackError(
+                    f"pid {pid} of an earlier PostgreSQL still works on {self.folder}; end it "
+                    f"with `kill -QUIT {pid}`, then start again"
+                )
 
 
 def _read_pid(folder: Path) -> int | None:

@@ -29,8 +29,7 @@ class LocalS3(Part):
         self, data_dir: Path, *, port: int | None = None, buckets: tuple[str, ...] = ("darkroom",)
     ) -> None:
         super().__init__(data_dir)
-        self._fixed_port = port
-        self.port = port or 0
+        self.port, self._fixed_port = port or 0, port
         self.buckets = buckets
         self.objects_dir = self.folder / "objects"
         self._pid_file = self.folder / "s3.pid"
