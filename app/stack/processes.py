@@ -23,12 +23,35 @@ class StackError(DarkroomError):
 
     code = "stack_failed"
     status = 503
+    #: What the command that started the stack exits with.
+    exit_code = 1
 
 
 class PartMissingError(StackError):
     """The program of a part is not installed and no URL stands in for it."""
 
     code = "part_missing"
+
+
+class AlreadyRunningError(StackError):
+    """Another supervisor holds the data folder."""
+
+    code = "already_running"
+    exit_code = 3
+
+
+class PortTakenError(StackError):
+    """Someone else listens on the address of the API."""
+
+    code = "port_taken"
+    exit_code = 4
+
+
+class DiskFullError(StackError):
+    """Too little space is left where the data folder lies."""
+
+    code = "disk_full"
+    exit_code = 5
 
 
 def tail(path: Path, lines: int = 12, *, offset: int = 0) -> str:

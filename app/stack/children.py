@@ -1,0 +1,69 @@
+"""Which processes make up Darkroom on one machine, and what each is told by its environment."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from app.stack.supervisor import ChildSpec
+
+#: Time gunicorn gives requests in flight; below the drain time, so that it ends by itself.
+API_GRACE_SECONDS = 20
+#: A request that shows no life for so long is cut; long polls and uploads stay below it.
+API_TIMEOUT_SECONDS = 120
+
+
+def child_specs(
+    *,
+    data_dir: Path,
+    host: str,
+    port: int,
+    api_threads: int,
+    inference_workers: int,
+    environment: Mapping[str, str],
+    system_url: str,
+) -> list[ChildSpec]:
+    """The children in the order in which they are told to stop: workers, dispatcher, API.
+
+    Only the dispatcher gets the system role's URL: API and workers stay under row level
+    security.
+    """
+
+    def module(name: str, *words: str) -> list[str]:
+        return [sys.executable, "-P", "-m", name, *words]
+
+    def worker(role: str, number: int) -> ChildSpec:
+        name = f"{role}-{number}"
+        return ChildSpec(
+            name,
+            module("worker.main", "--role", role),
+            {**environment, "DARKROOM_WORKER_NAME": name},
+        )
+
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return [
+        *(worker("inference", number + 1) for number in range(inference_workers)),
+        worker("training", 1),
+        worker("io", 1),
+        ChildSpec(
+            "dispatcher",
+            module("app.dispatch.run"),
+            {**environment, "SYSTEM_DATABASE_URL": system_url},
+        ),
+        ChildSpec(
+            "api",
+            module(
+                "gunicorn",
+                *("--worker-class", "gthread", "--workers", "1"),
+                *("--threads", str(api_threads), "--bind", address),
+                *("--graceful-timeout", str(API_GRACE_SECONDS)),
+                *("--timeout", str(API_TIMEOUT_SECONDS)),
+                # Modules are looked for where gunicorn stands, and the user's folder may hold
+                # an `app` of its own.
+                *("--chdir", str(data_dir), "--no-control-socket"),
+                "app.api.wsgi:app",
+            ),
+            {**environment, "DARKROOM_API_HOST": host, "DARKROOM_API_PORT": str(port)},
+        ),
+    ]

@@ -1,0 +1,294 @@
+"""Keeps the processes of one machine running, names the dead, and drains them all at the end.
+
+The main thread acts, on one queue of events: a thread per process waits for its end, a signal
+handler asks to stop. Nothing here polls, and nothing but our own processes is ever signalled.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.clock import monotonic_seconds
+from app.stack.part import Part
+from app.stack.processes import StackError, rotate, tail
+
+KILL_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """A process to keep alive; ``command`` starts with the absolute path of its program."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """When a dead process starts again, in seconds."""
+
+    #: A life shorter than this counts as dying at once.
+    quick_seconds: float = 10.0
+    first_seconds: float = 0.5
+    longest_seconds: float = 30.0
+    #: So many deaths at once in a row are worth the end of the log.
+    loud_after: int = 3
+
+    def delay(self, quick_deaths: int) -> float:
+        """Nothing after a long life; doubled for each death at once."""
+        if quick_deaths == 0:
+            return 0.0
+        return float(min(self.longest_seconds, self.first_seconds * 2 ** (quick_deaths - 1)))
+
+
+@dataclass(slots=True)
+class _Life:
+    """How often in a row a process died at once."""
+
+    quick_seconds: float
+    started_at: float = 0.0
+    quick_deaths: int = 0
+
+    def begin(self) -> None:
+        """The process starts."""
+        self.started_at = monotonic_seconds()
+
+    def end(self) -> int:
+        """The process ended; returns the deaths at once in a row."""
+        quick = monotonic_seconds() - self.started_at < self.quick_seconds
+        self.quick_deaths = self.quick_deaths + 1 if quick else 0
+        return self.quick_deaths
+
+
+@dataclass(slots=True)
+class _Child:
+    spec: ChildSpec
+    log_path: Path
+    life: _Life
+    process: subprocess.Popen[bytes] | None = None
+    due_at: float | None = None
+    log_offset: int = 0
+
+
+class Supervisor:
+    """Runs children, and watches parts that were started before it."""
+
+    def __init__(
+        self,
+        children: Sequence[ChildSpec],
+        *,
+        logs_dir: Path,
+        parts: Sequence[Part] = (),
+        say: Callable[[str], None],
+        backoff: Backoff | None = None,
+        keep_open: Sequence[int] = (),
+    ) -> None:
+        """``keep_open`` are descriptors that children inherit, such as a lock they share."""
+        self._backoff = backoff or Backoff()
+        quick = self._backoff.quick_seconds
+        self._children = [
+            _Child(spec, logs_dir / f"{spec.name}.log", _Life(quick)) for spec in children
+        ]
+        self._parts = {part: _Life(quick) for part in parts}
+        self._say = say
+        self._keep_open = tuple(keep_open)
+        # SimpleQueue, because a signal handler may put while this thread is in get.
+        self._events: queue.SimpleQueue[_Child | Part | None] = queue.SimpleQueue()
+        self._stop_requests = 0
+
+    @property
+    def stopping(self) -> bool:
+        """Whether someone asked to stop."""
+        return self._stop_requests > 0
+
+    def pids(self) -> dict[str, int]:
+        """The running children by name."""
+        return {
+            child.spec.name: child.process.pid
+            for child in self._children
+            if child.process is not None and child.process.poll() is None
+        }
+
+    def request_stop(self) -> None:
+        """Ask ``run`` to return; safe in a signal handler. Asked twice, draining is cut short."""
+        self._stop_requests += 1
+        self._events.put(None)
+
+    def start(self) -> None:
+        """Start every child and begin to watch the parts."""
+        for part in self._parts:
+            self._parts[part].begin()
+            self._watch(part, part.process)
+        for child in self._children:
+            self._start(child)
+
+    def run(self) -> None:
+        """Keep everything running until someone asks to stop."""
+        while not self.stopping:
+            self._step(None)
+
+    def run_until(self, ready: Callable[[], bool], limit_seconds: float) -> bool:
+        """Keep everything running until ``ready``; false where someone asked to stop first.
+
+        Raises:
+            StackError: a child keeps dying at once, or the time ran out.
+        """
+        deadline = monotonic_seconds() + limit_seconds
+        while not self.stopping:
+            if ready():
+                return True
+            self._step(0.05)
+            for child in self._children:
+                if child.life.quick_deaths >= self._backoff.loud_after:
+                    raise StackError(f"{child.spec.name} does not stay up. {self._log_end(child)}")
+            if monotonic_seconds() > deadline:
+                logs = self._children[0].log_path.parent if self._children else "the logs"
+                raise StackError(f"not ready after {limit_seconds:.0f} s; look into {logs}")
+        return False
+
+    def drain(self, limit_seconds: float) -> None:
+        """Send every child SIGTERM in the order given and wait until all have let go.
+
+        What has not gone after ``limit_seconds``, or when a stop is asked for again, is killed
+        and named: its leases end by themselves and its chunks are computed again.
+        """
+        asked = self._stop_requests
+        running = [child for child in self._children if self._signal(child, signal.SIGTERM)]
+        self._wait_for(
+            running, limit_seconds, cut_short=lambda: self._stop_requests > max(asked, 1)
+        )
+        late = [child for child in running if self._signal(child, signal.SIGKILL)]
+        for child in late:
+            self._say(f"{child.spec.name} had not let go in time and was killed.")
+        self._wait_for(late, KILL_SECONDS)
+
+    def _wait_for(
+        self,
+        children: Sequence[_Child],
+        limit_seconds: float,
+        cut_short: Callable[[], bool] = lambda: False,
+    ) -> None:
+        deadline = monotonic_seconds() + limit_seconds
+        left = {id(child) for child in children}
+        while left and not cut_short():
+            try:
+                event = self._events.get(timeout=max(0.0, deadline - monotonic_seconds()))
+            except queue.Empty:
+                return
+            left.discard(id(event))
+
+    def _signal(self, child: _Child, number: signal.Signals) -> bool:
+        """Send a signal to a child that runs; false where there is none."""
+        if child.process is None or child.process.poll() is not None:
+            return False
+        child.process.send_signal(number)
+        return True
+
+    def _step(self, limit_seconds: float | None) -> None:
+        """Handle one event, or start again what is due."""
+        now = monotonic_seconds()
+        waits = [child.due_at - now for child in self._children if child.due_at is not None]
+        waits += [limit_seconds] if limit_seconds is not None else []
+        try:
+            event = self._events.get(timeout=max(0.0, min(waits)) if waits else None)
+        except queue.Empty:
+            event = None
+        if isinstance(event, Part):
+            self._restart_part(event)
+        elif event is not None:
+            self._bury(event)
+        for child in self._children:
+            due = child.due_at is not None and child.due_at <= monotonic_seconds()
+            if due and not self.stopping:
+                pid = self._start(child)
+                self._say(f"{child.spec.name} was started again (pid {pid}).")
+
+    def _start(self, child: _Child) -> int:
+        child.log_offset = rotate(child.log_path)
+        with child.log_path.open("ab") as log:
+            child.process = subprocess.Popen(
+                [
+                    # -P: a folder named `app` where the user stands must not come first.
+                    *(sys.executable, "-P", "-m", "app.stack.child", str(os.getpid())),
+                    *child.spec.command,
+                ],
+                env={**os.environ, **child.spec.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C reaches only us, so that we say when each one stops.
+                start_new_session=True,
+                pass_fds=self._keep_open,
+            )
+        child.life.begin()
+        child.due_at = None
+        self._watch(child, child.process)
+        return child.process.pid
+
+    def _watch(self, event: _Child | Part, process: subprocess.Popen[bytes] | None) -> None:
+        """Put ``event`` on the queue when the process ends."""
+
+        def wait() -> None:
+            if process is not None:
+                process.wait()
+                self._events.put(event)
+
+        threading.Thread(target=wait, daemon=True).start()
+
+    def _bury(self, child: _Child) -> None:
+        """Name a dead child and set when it starts again."""
+        assert child.process is not None
+        if self.stopping:
+            return
+        quick_deaths = child.life.end()
+        delay = self._backoff.delay(quick_deaths)
+        child.due_at = monotonic_seconds() + delay
+        self._say(
+            f"{child.spec.name} {ending(child.process.returncode)}"
+            + (f"; starts again in {delay:.1f} s." if delay else ".")
+        )
+        if quick_deaths >= self._backoff.loud_after:
+            self._say(
+                f"{child.spec.name} died at once {quick_deaths} times. " + self._log_end(child)
+            )
+
+    def _log_end(self, child: _Child) -> str:
+        return f"Its log, {child.log_path}, ends:\n{tail(child.log_path, offset=child.log_offset)}"
+
+    def _restart_part(self, part: Part) -> None:
+        """Start a part that died again, on the same address; nothing works without it.
+
+        Raises:
+            StackError: it does not start, or dies again and again.
+        """
+        if self.stopping or part.process is None:
+            return
+        self._say(f"{part.title} {ending(part.process.returncode)}; starting it again.")
+        if self._parts[part].end() > self._backoff.loud_after:
+            raise StackError(
+                f"{part.title} does not stay up. Its log, {part.log_path}, ends:\n"
+                + tail(part.log_path)
+            )
+        part.start()
+        self._parts[part].begin()
+        self._watch(part, part.process)
+        self._say(f"{part.title} answers again (pid {part.pid}).")
+
+
+def ending(code: int | None) -> str:
+    """How a process ended, in words."""
+    if code is not None and code < 0:
+        try:
+            return f"was killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"was killed by signal {-code}"
+    return f"ended with code {code}"
