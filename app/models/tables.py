@@ -50,14 +50,14 @@ class ModelVersion(Base):
     arch: Mapped[str] = mapped_column(Text)
     arch_options: Mapped[Json]
     classes: Mapped[JsonList | None]
-    preprocess: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    preprocess: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     preprocess_sha256: Mapped[str | None] = mapped_column(Text)
     weights_key: Mapped[str | None] = mapped_column(Text)
     weights_sha256: Mapped[str | None] = mapped_column(Text)
     weights_bytes: Mapped[int | None] = mapped_column(BigInteger)
     parameter_count: Mapped[int | None] = mapped_column(BigInteger)
     #: Scores on the held-out split of the data it was trained on.
-    scores: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    scores: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     #: Where it came from: job, dataset version, recipe, or the file and its digest.
     lineage: Mapped[Json]
     job_id: Mapped[Id | None] = mapped_column(ForeignKey("jobs.id", use_alter=True))

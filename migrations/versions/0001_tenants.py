@@ -65,10 +65,11 @@ def upgrade() -> None:
         """
         CREATE FUNCTION find_api_key(wanted text)
         RETURNS TABLE (id text, tenant_id text, secret_hash text, scopes text[],
-                       expires_at timestamptz, revoked_at timestamptz)
+                       expires_at timestamptz, revoked_at timestamptz,
+                       last_used_at timestamptz)
         LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp
         AS $$
-            SELECT id, tenant_id, secret_hash, scopes, expires_at, revoked_at
+            SELECT id, tenant_id, secret_hash, scopes, expires_at, revoked_at, last_used_at
             FROM api_keys WHERE id = wanted
         $$
         """

@@ -1,0 +1,242 @@
+"""Freezes the labelled images of an upload into a version of a dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, func, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.datasets.split import SplitRule, split_rule
+from app.datasets.tables import Dataset, DatasetVersion, Split
+from app.errors import ConflictError, InvalidInputError, NotFoundError
+from app.ids import DATASET, DATASET_VERSION, new_id
+from app.names import check_name
+from app.uploads.pack import ShardEntry
+from app.uploads.tables import Shard, Upload, UploadKind, UploadState
+
+_ERRORS_SHOWN = 100
+
+_INSERT_SAMPLES = text(
+    """
+    INSERT INTO samples (dataset_version_id, ordinal, tenant_id, name, object_key,
+                         offset_bytes, length_bytes, sha256, label, split)
+    SELECT :version_id, ordinal, :tenant_id, name, :object_key,
+           offset_bytes, length_bytes, sha256, label, split
+    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row (
+        ordinal bigint, name text, offset_bytes bigint, length_bytes bigint,
+        sha256 text, label text, split text)
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What an upload holds once labels and splits are settled."""
+
+    sha256: str
+    #: Split → class → samples.
+    counts: dict[str, dict[str, int]]
+    skipped: int
+
+    @property
+    def classes(self) -> list[str]:
+        return sorted({name for counted in self.counts.values() for name in counted})
+
+    @property
+    def sample_count(self) -> int:
+        return sum(sum(counted.values()) for counted in self.counts.values())
+
+
+def freeze_dataset(
+    session: Session,
+    tenant_id: str,
+    *,
+    name: str,
+    upload_id: str,
+    fractions: Sequence[float] = (0.8, 0.0, 0.2),
+    seed: int = 0,
+    skip_unlabelled: bool = False,
+) -> DatasetVersion:
+    """A frozen version of the dataset with the upload's labelled images in their order.
+
+    A split that came with an image wins; the others follow from ``fractions`` (train,
+    validation, test) and ``seed``. Where a version with the very same content exists, it is
+    returned instead of a new one. Memory: one shard's index.
+
+    Raises:
+        InvalidInputError: ``dataset_name_invalid``, ``fractions_invalid``, ``seed_invalid``,
+            ``unlabelled_images`` (unless they may be skipped) or ``dataset_empty``.
+        NotFoundError: ``upload_not_found``.
+        ConflictError: ``upload_not_ready``.
+    """
+    check_name(name, "dataset")
+    rule = split_rule(fractions, seed)
+    _check_upload(session, tenant_id, upload_id)
+    # The reading comes first: it needs no lock, and others may freeze meanwhile.
+    content = _read_content(session, tenant_id, upload_id, rule, skip_unlabelled=skip_unlabelled)
+    dataset_id = _lock_dataset(session, tenant_id, name)
+    same = session.scalar(
+        select(DatasetVersion)
+        .where(
+            DatasetVersion.tenant_id == tenant_id,
+            DatasetVersion.dataset_id == dataset_id,
+            DatasetVersion.content_sha256 == content.sha256,
+        )
+        .order_by(DatasetVersion.number)
+        .limit(1)
+    )
+    if same is not None:
+        return same
+    last = session.scalar(
+        select(func.max(DatasetVersion.number)).where(DatasetVersion.dataset_id == dataset_id)
+    )
+    version = DatasetVersion(
+        id=new_id(DATASET_VERSION),
+        tenant_id=tenant_id,
+        dataset_id=dataset_id,
+        number=(last or 0) + 1,
+        content_sha256=content.sha256,
+        classes=content.classes,
+        sample_count=content.sample_count,
+        counts=content.counts,
+        source={
+            "upload": upload_id,
+            "fractions": dict(zip(("train", "validation", "test"), rule.fractions, strict=True)),
+            "seed": seed,
+            "skipped_unlabelled": content.skipped,
+        },
+    )
+    session.add(version)
+    session.flush()
+    session.refresh(version)
+    _insert_samples(session, tenant_id, version.id, upload_id, rule)
+    return version
+
+
+def _check_upload(session: Session, tenant_id: str, upload_id: str) -> None:
+    upload = session.execute(
+        select(Upload.kind, Upload.state).where(
+            Upload.tenant_id == tenant_id, Upload.id == upload_id
+        )
+    ).one_or_none()
+    if upload is None:
+        raise NotFoundError(f"there is no upload {upload_id[:60]!r}", code="upload_not_found")
+    if upload.kind != UploadKind.ARCHIVE:
+        raise InvalidInputError(
+            f"upload {upload_id!r} holds {upload.kind}, not images", code="upload_not_archive"
+        )
+    if upload.state != UploadState.READY:
+        raise ConflictError(
+            f"upload {upload_id!r} is {upload.state}: wait until its ingest job has succeeded",
+            code="upload_not_ready",
+        )
+
+
+def _shards(session: Session, tenant_id: str, upload_id: str) -> Iterator[Row[int, str, list[Any]]]:
+    """Object key and entries of one shard after the other."""
+    number = -1
+    while True:
+        shard = session.execute(
+            select(Shard.number, Shard.object_key, Shard.entries)
+            .where(
+                Shard.tenant_id == tenant_id, Shard.upload_id == upload_id, Shard.number > number
+            )
+            .order_by(Shard.number)
+            .limit(1)
+        ).one_or_none()
+        if shard is None:
+            return
+        yield shard
+        number = shard.number
+
+
+def _split_of(entry: ShardEntry, rule: SplitRule) -> str:
+    return Split(entry.split).value if entry.split else rule.split_of(entry.sha256).value
+
+
+def _read_content(
+    session: Session, tenant_id: str, upload_id: str, rule: SplitRule, *, skip_unlabelled: bool
+) -> _Content:
+    digest = hashlib.sha256()
+    counted: Counter[tuple[str, str]] = Counter()
+    unlabelled: list[str] = []
+    skipped = 0
+    for shard in _shards(session, tenant_id, upload_id):
+        for entry in map(ShardEntry.from_row, shard.entries):
+            if entry.label is None:
+                skipped += 1
+                if len(unlabelled) < _ERRORS_SHOWN:
+                    unlabelled.append(entry.name)
+                continue
+            split = _split_of(entry, rule)
+            # JSON, because a label may hold any character that could part two fields.
+            digest.update(json.dumps([entry.sha256, entry.label, split]).encode())
+            counted[split, entry.label] += 1
+    if skipped and not skip_unlabelled:
+        raise InvalidInputError(
+            f"{skipped} images have no label; put them in folders named after their class, "
+            "send a labels.csv, or set skip_unlabelled",
+            code="unlabelled_images",
+            errors=[{"pointer": name, "detail": "no label"} for name in unlabelled],
+            total=skipped,
+        )
+    if not counted:
+        raise InvalidInputError(f"upload {upload_id!r} has no labelled image", code="dataset_empty")
+    counts: dict[str, dict[str, int]] = {split.value: {} for split in Split}
+    for (split, label), number in sorted(counted.items()):
+        counts[split][label] = number
+    return _Content(digest.hexdigest(), counts, skipped)
+
+
+def _lock_dataset(session: Session, tenant_id: str, name: str) -> str:
+    """The dataset's id, made if new; its row stays locked to the end of the transaction."""
+    session.execute(
+        insert(Dataset)
+        .values(id=new_id(DATASET), tenant_id=tenant_id, name=name)
+        .on_conflict_do_nothing(index_elements=[Dataset.tenant_id, Dataset.name])
+    )
+    return session.scalars(
+        select(Dataset.id)
+        .where(Dataset.tenant_id == tenant_id, Dataset.name == name)
+        .with_for_update()
+    ).one()
+
+
+def _insert_samples(
+    session: Session, tenant_id: str, version_id: str, upload_id: str, rule: SplitRule
+) -> None:
+    ordinal = 0
+    for shard in _shards(session, tenant_id, upload_id):
+        rows = [
+            {
+                "ordinal": ordinal + position,
+                "name": entry.name,
+                "offset_bytes": entry.offset,
+                "length_bytes": entry.length,
+                "sha256": entry.sha256,
+                "label": entry.label,
+                "split": _split_of(entry, rule),
+            }
+            for position, entry in enumerate(
+                entry
+                for entry in map(ShardEntry.from_row, shard.entries)
+                if entry.label is not None
+            )
+        ]
+        ordinal += len(rows)
+        session.execute(
+            _INSERT_SAMPLES,
+            {
+                "version_id": version_id,
+                "tenant_id": tenant_id,
+                "object_key": shard.object_key,
+                "rows": json.dumps(rows),
+            },
+        )
