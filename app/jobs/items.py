@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,23 +73,12 @@ def drop_first(body: dict[str, Any], count: int) -> dict[str, Any]:
     return {**body, "rows": body["rows"][count:]}
 
 
-def chunk_runs(items: Iterable[JobItem], size: int) -> Iterable[list[JobItem]]:
-    """Cut a stream of items into runs of at most ``size`` that can be fetched together.
+def fetched_together(left: JobItem, right: JobItem) -> bool:
+    """Whether two neighbours may share a chunk.
 
-    Items inside one shard stay together, so that a run is one ranged GET; whole objects only
-    need the same bucket.
+    Inside one shard they may, so that a chunk is one ranged GET; whole objects need only lie
+    in the same bucket.
     """
-    run: list[JobItem] = []
-    for item in items:
-        if run and (len(run) >= size or not _together(run[-1], item)):
-            yield run
-            run = []
-        run.append(item)
-    if run:
-        yield run
-
-
-def _together(left: JobItem, right: JobItem) -> bool:
     if left.bucket != right.bucket:
         return False
     if left.offset is None and right.offset is None:

@@ -1,0 +1,145 @@
+"""Rings bells for runnable chunks: fairly, and never more than the workers' slots can take."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from celery import Celery
+from sqlalchemy import Row, text
+from sqlalchemy.orm import Session
+
+from app.db.session import Database
+from app.queues.publish import Bell, ring
+
+# A worker whose heartbeat is older than three beats takes no bells.
+_SLOTS = text(
+    """
+    SELECT queue, sum(slots) AS slots
+    FROM workers
+    WHERE gone_at IS NULL AND last_seen_at > now() - make_interval(secs => :alive_seconds)
+    GROUP BY queue
+    """
+)
+_BUSY = text(
+    """
+    SELECT queue,
+           count(*) FILTER (WHERE state = 'running') AS running,
+           count(*) FILTER (WHERE state = 'pending'
+               AND last_rung_at > now() - make_interval(secs => :again_seconds)) AS fresh,
+           count(*) FILTER (WHERE state = 'pending'
+               AND last_rung_at <= now() - make_interval(secs => :again_seconds)) AS stale
+    FROM chunks
+    WHERE state IN ('pending', 'running') AND (state = 'running' OR last_rung_at IS NOT NULL)
+    GROUP BY queue
+    """
+)
+# Each open job offers its next chunks; a job or tenant that already has chunks in work
+# stands behind one that has none, so whatever is queued a small job gets its turn.
+_CANDIDATES = text(
+    """
+    WITH active AS (
+        SELECT tenant_id, job_id, count(*) AS chunks
+        FROM chunks
+        WHERE queue = :queue
+          AND (state = 'running' OR (state = 'pending' AND last_rung_at IS NOT NULL))
+          AND state IN ('pending', 'running')
+        GROUP BY tenant_id, job_id
+    ), offered AS (
+        SELECT c.id, c.tenant_id, c.task, c.queue, j.priority, j.id AS job_id,
+               coalesce(a.chunks, 0) + row_number() OVER (PARTITION BY j.id ORDER BY c.lo)
+                   AS job_rank
+        FROM jobs j
+        LEFT JOIN active a ON a.job_id = j.id
+        CROSS JOIN LATERAL (
+            SELECT id, tenant_id, task, queue, lo
+            FROM chunks
+            WHERE job_id = j.id AND state = 'pending' AND queue = :queue AND due_at <= now()
+              AND (task = 'plan') = (j.state = 'validating')
+              AND (last_rung_at IS NULL OR (:again AND
+                   last_rung_at <= now() - make_interval(secs => :again_seconds)))
+            ORDER BY lo
+            LIMIT :wanted
+        ) c
+        WHERE j.state IN ('validating', 'queued', 'running')
+    )
+    SELECT id, tenant_id, task, queue
+    FROM offered
+    ORDER BY priority DESC,
+             coalesce((SELECT sum(chunks) FROM active a WHERE a.tenant_id = offered.tenant_id), 0)
+               + row_number() OVER (
+                   PARTITION BY tenant_id ORDER BY priority DESC, job_rank, job_id),
+             job_rank, job_id
+    LIMIT :wanted
+    """
+)
+_STAMP = text(
+    """
+    UPDATE chunks SET last_rung_at = now()
+    WHERE id IN (
+        SELECT id FROM chunks WHERE id = ANY(:ids) AND state = 'pending'
+        FOR UPDATE SKIP LOCKED
+    )
+    RETURNING id, tenant_id, task, queue
+    """
+)
+
+
+@dataclass(slots=True)
+class _Load:
+    slots: int = 0
+    running: int = 0
+    fresh: int = 0
+    stale: int = 0
+
+
+def relay_once(
+    db: Database, celery: Celery, *, ring_again_seconds: float, alive_seconds: float
+) -> int:
+    """Ring what may be rung now; returns how many bells.
+
+    Chunks are stamped in one transaction and rung after its COMMIT: a bell that gets lost
+    between the two is rung again once it is ``ring_again_seconds`` old.
+
+    Raises:
+        UnavailableError: the database or Redis does not answer.
+    """
+    with db.system() as session:
+        bells = [
+            Bell(row.id, row.tenant_id, row.task, row.queue)
+            for queue, load in _loads(session, ring_again_seconds, alive_seconds).items()
+            for row in _choose(session, queue, load, ring_again_seconds)
+        ]
+    return ring(celery, bells) if bells else 0
+
+
+def _loads(session: Session, again_seconds: float, alive_seconds: float) -> dict[str, _Load]:
+    loads: dict[str, _Load] = defaultdict(_Load)
+    for row in session.execute(_SLOTS, {"alive_seconds": alive_seconds}):
+        loads[row.queue].slots = int(row.slots)
+    for row in session.execute(_BUSY, {"again_seconds": again_seconds}):
+        load = loads[row.queue]
+        load.running, load.fresh, load.stale = row.running, row.fresh, row.stale
+    return {queue: load for queue, load in loads.items() if load.slots}
+
+
+def _choose(
+    session: Session, queue: str, load: _Load, again_seconds: float
+) -> list[Row[tuple[str, str, str, str]]]:
+    """Stamp and return the chunks to ring in one queue.
+
+    Twice the slots may be in work or on their way: one chunk computing and one bell waiting
+    for each. Old bells are rung again only where a slot is idle; while all are busy an
+    unanswered bell is no sign of a lost one.
+    """
+    idle = max(load.slots - load.running, 0)
+    wanted = 2 * load.slots - load.running - load.fresh - (0 if idle else load.stale)
+    if wanted <= 0:
+        return []
+    chosen = session.execute(
+        _CANDIDATES,
+        {"queue": queue, "wanted": wanted, "again": idle > 0, "again_seconds": again_seconds},
+    ).all()
+    if not chosen:
+        return []
+    return list(session.execute(_STAMP, {"ids": [row.id for row in chosen]}).all())

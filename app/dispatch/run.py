@@ -1,0 +1,87 @@
+"""The dispatcher: one loop that relays bells and sweeps; run as ``python -m app.dispatch.run``.
+
+Any number may run. It keeps nothing in memory that matters: killed at any point, the next
+loop of this or another dispatcher goes on.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+from celery import Celery
+
+from app.clock import monotonic_seconds
+from app.db.session import Database
+from app.dispatch.relay import relay_once
+from app.dispatch.sweep import sweep_once
+from app.errors import UnavailableError
+from app.log import configure_logging, get_logger
+from app.queues.celery import make_celery
+from app.settings import Settings, load_settings
+
+log = get_logger(__name__)
+
+#: Pause after the database or Redis did not answer.
+_PAUSE_SECONDS = 1.0
+
+
+def run_loop(settings: Settings, db: Database, celery: Celery, stopping: threading.Event) -> None:
+    """Relay and sweep until ``stopping`` is set; survives the loss of database and Redis."""
+    next_sweep = 0.0
+    while not stopping.is_set():
+        pause = settings.dispatch_seconds
+        try:
+            rung = relay_once(
+                db,
+                celery,
+                ring_again_seconds=settings.ring_again_seconds,
+                alive_seconds=3 * settings.heartbeat_seconds,
+            )
+            if rung:
+                log.debug("bells_rung", bells=rung)
+            if monotonic_seconds() >= next_sweep:
+                swept = sweep_once(db, max_kills=settings.max_kills)
+                if swept:
+                    log.info(
+                        "swept", freed=swept.freed, killed=swept.killed, cancelled=swept.cancelled
+                    )
+                next_sweep = monotonic_seconds() + settings.sweep_seconds
+        except UnavailableError as error:
+            log.warning("part_unavailable", code=error.code, detail=error.detail)
+            pause = _PAUSE_SECONDS
+        except Exception:
+            # Sweep and relay only repeat guarded updates: going on is always safe, stopping
+            # would stop every job.
+            log.exception("dispatch_failed")
+            pause = _PAUSE_SECONDS
+        stopping.wait(pause)
+
+
+def main() -> None:
+    """Run the dispatcher until SIGTERM or SIGINT."""
+    settings = load_settings()
+    configure_logging(settings.log_level, json=settings.log_format == "json")
+    # Refuses to start without the system role, rather than at the first sweep.
+    assert settings.system_url
+    stopping = threading.Event()
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    db = Database.from_settings(settings)
+    celery = make_celery(settings)
+    log.info("dispatcher_started")
+    try:
+        run_loop(settings, db, celery, stopping)
+    finally:
+        celery.close()
+        db.close()
+        log.info("dispatcher_stopped")
+
+
+if __name__ == "__main__":
+    main()

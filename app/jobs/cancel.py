@@ -1,0 +1,36 @@
+"""Cancelling a job."""
+
+from __future__ import annotations
+
+from sqlalchemy import func
+from sqlalchemy.orm import Session
+
+from app.db.transition import transition
+from app.errors import ConflictError
+from app.jobs.progress import get_job
+from app.jobs.states import JOB_SOURCES, JobState
+from app.jobs.tables import Job
+
+
+def cancel_job(session: Session, tenant_id: str, job_id: str) -> Job:
+    """Ask for a job to stop; it is ``cancelling`` until no worker holds a chunk of it.
+
+    Writes the job only: the sweeper ends its waiting chunks, workers see the state between
+    ImageBatches. Asking again changes nothing. What had finished stays readable.
+
+    Raises:
+        NotFoundError: no such job.
+        ConflictError: the job has already ended.
+    """
+    transition(
+        session,
+        Job,
+        JobState.CANCELLING,
+        sources=JOB_SOURCES[JobState.CANCELLING],
+        where=[Job.id == job_id, Job.tenant_id == tenant_id],
+        values={"updated_at": func.now()},
+    )
+    job = get_job(session, tenant_id, job_id)
+    if job.state not in (JobState.CANCELLING, JobState.CANCELLED):
+        raise ConflictError(f"job {job_id} has already ended as {job.state}", code="job_ended")
+    return job

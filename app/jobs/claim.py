@@ -1,0 +1,186 @@
+"""Leases: how a worker gets the right to a chunk, keeps it and gives it back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import and_, case, exists, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from app.db.transition import transition
+from app.jobs.states import CHUNK_SOURCES, JOB_SOURCES, ChunkState, ChunkTask, JobKind, JobState
+from app.jobs.tables import Chunk, Job
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The time-limited right of one worker to a chunk, with all it needs to do the work.
+
+    ``attempt`` is the fencing token: every write of this worker names it, and is refused
+    once another worker has claimed the chunk.
+    """
+
+    chunk_id: str
+    job_id: str
+    tenant_id: str
+    task: ChunkTask
+    attempt: int
+    lo: int
+    hi: int
+    items: dict[str, Any] | None
+    cursor: dict[str, Any] | None
+    kind: JobKind
+    input: dict[str, Any]
+    options: dict[str, Any]
+    model_version_id: str | None
+    dataset_version_id: str | None
+
+    @property
+    def has_items(self) -> bool:
+        """Whether the chunk is a range of items, rather than one step for the whole job."""
+        return self.hi > self.lo
+
+
+def claim_chunk(
+    session: Session, tenant_id: str, chunk_id: str, *, worker_id: str, lease_seconds: float
+) -> Lease | None:
+    """Take the lease of a chunk that is pending and due, or whose lease has ended.
+
+    One statement on the database's clock, so of two workers one gets it. None means that
+    there is nothing to do: done already, held by another, cancelled, or of another tenant.
+    """
+    overdue = and_(Chunk.state == ChunkState.RUNNING, Chunk.lease_until < func.now())
+    claimable = or_(and_(Chunk.state == ChunkState.PENDING, Chunk.due_at <= func.now()), overdue)
+    job_wants_it = exists().where(
+        Job.id == Chunk.job_id,
+        or_(
+            and_(Job.state == JobState.VALIDATING, Chunk.task == ChunkTask.PLAN),
+            and_(Job.state.in_([JobState.QUEUED, JobState.RUNNING]), Chunk.task != ChunkTask.PLAN),
+        ),
+    )
+    rows = transition(
+        session,
+        Chunk,
+        ChunkState.RUNNING,
+        sources=CHUNK_SOURCES[ChunkState.RUNNING],
+        where=[Chunk.id == chunk_id, Chunk.tenant_id == tenant_id, claimable, job_wants_it],
+        values={
+            "attempt": Chunk.attempt + 1,
+            # Taking over a lease that ended without a word counts as a kill.
+            "kills": Chunk.kills + case((overdue, 1), else_=0),
+            "worker_id": worker_id,
+            "lease_until": func.now() + timedelta(seconds=lease_seconds),
+            "progress": 0,
+        },
+        returning=(Chunk.job_id, Chunk.task, Chunk.attempt, Chunk.lo, Chunk.hi, Chunk.cursor),
+    )
+    if not rows:
+        return None
+    chunk = rows[0]
+    if chunk.task != ChunkTask.PLAN:
+        _start_job(session, tenant_id, chunk.job_id)
+    job = session.execute(
+        select(
+            Job.kind, Job.input, Job.options, Job.model_version_id, Job.dataset_version_id
+        ).where(Job.id == chunk.job_id, Job.tenant_id == tenant_id)
+    ).one()
+    # Read apart: RETURNING would send the old and possibly large value through the UPDATE.
+    items = session.scalar(select(Chunk.items).where(Chunk.id == chunk_id))
+    return Lease(
+        chunk_id=chunk_id,
+        job_id=chunk.job_id,
+        tenant_id=tenant_id,
+        task=ChunkTask(chunk.task),
+        attempt=chunk.attempt,
+        lo=chunk.lo,
+        hi=chunk.hi,
+        items=items,
+        cursor=chunk.cursor,
+        kind=JobKind(job.kind),
+        input=job.input,
+        options=job.options,
+        model_version_id=job.model_version_id,
+        dataset_version_id=job.dataset_version_id,
+    )
+
+
+def extend_lease(
+    session: Session, lease: Lease, *, lease_seconds: float, progress: int | None = None
+) -> JobState | None:
+    """Heartbeat: keep the lease for another ``lease_seconds`` and report progress.
+
+    Returns the state of the job, so that the worker sees a cancel; None means the lease is
+    lost and everything computed under it must be discarded.
+    """
+    held = session.execute(
+        update(Chunk)
+        .where(*holds(lease))
+        .values(
+            lease_until=func.now() + timedelta(seconds=lease_seconds),
+            **({} if progress is None else {"progress": progress}),
+        )
+        .returning(Chunk.job_id)
+        .execution_options(synchronize_session=False)
+    ).first()
+    return None if held is None else _job_state(session, lease)
+
+
+def look_at_lease(session: Session, lease: Lease) -> JobState | None:
+    """What :func:`extend_lease` returns, without extending anything: a cheap, frequent look."""
+    held = session.execute(select(Chunk.id).where(*holds(lease))).first()
+    return None if held is None else _job_state(session, lease)
+
+
+def release_chunk(
+    session: Session, lease: Lease, *, delay_seconds: float = 0, failed: bool = False
+) -> bool:
+    """Give the chunk back unfinished, due again after ``delay_seconds``.
+
+    ``failed`` counts as a kill: a chunk that keeps failing must not go round for ever.
+    Returns False where the lease had been lost.
+    """
+    return bool(
+        transition(
+            session,
+            Chunk,
+            ChunkState.PENDING,
+            sources=CHUNK_SOURCES[ChunkState.PENDING],
+            where=holds(lease),
+            values={
+                "worker_id": None,
+                "lease_until": None,
+                "last_rung_at": None,
+                "progress": 0,
+                "kills": Chunk.kills + int(failed),
+                "due_at": func.now() + timedelta(seconds=delay_seconds),
+            },
+        )
+    )
+
+
+def holds(lease: Lease) -> list[Any]:
+    """The WHERE of every write under a lease: this chunk, still this attempt, still running."""
+    return [
+        Chunk.id == lease.chunk_id,
+        Chunk.tenant_id == lease.tenant_id,
+        Chunk.attempt == lease.attempt,
+        Chunk.state == ChunkState.RUNNING,
+    ]
+
+
+def _job_state(session: Session, lease: Lease) -> JobState:
+    state = session.scalar(select(Job.state).where(Job.id == lease.job_id))
+    return JobState(str(state))
+
+
+def _start_job(session: Session, tenant_id: str, job_id: str) -> None:
+    transition(
+        session,
+        Job,
+        JobState.RUNNING,
+        sources=JOB_SOURCES[JobState.RUNNING],
+        where=[Job.id == job_id, Job.tenant_id == tenant_id],
+        values={"updated_at": func.now()},
+    )

@@ -1,0 +1,130 @@
+"""How a job ends: once, with counts that sum to its total."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import exists, func, select, update
+from sqlalchemy.orm import Session
+
+from app.db.transition import transition
+from app.jobs.states import (
+    CHUNK_SOURCES,
+    JOB_SOURCES,
+    TERMINAL_JOB_STATES,
+    ChunkState,
+    JobKind,
+    JobState,
+)
+from app.jobs.tables import Chunk, Job
+from app.models.register import fail_version
+from app.uploads.settle import settle_upload
+
+
+def close_job(session: Session, tenant_id: str, job_id: str) -> None:
+    """Close a job whose last item is recorded; the caller's transaction holds the job's row.
+
+    Succeeded, partially succeeded or failed, by its counts.
+    """
+    if not _move(session, tenant_id, job_id, JobState.FINALIZING):
+        return
+    job = session.execute(
+        select(Job.total, Job.succeeded, Job.failed, Job.skipped).where(Job.id == job_id)
+    ).one()
+    if job.total and job.failed == job.total:
+        error = {
+            "code": "all_items_failed",
+            "detail": f"all {job.total} items failed; see the job's errors",
+        }
+        _move(session, tenant_id, job_id, JobState.FAILED, error=error)
+        outcome = JobState.FAILED
+    elif job.failed:
+        _move(session, tenant_id, job_id, JobState.PARTIALLY_SUCCEEDED)
+        outcome = JobState.PARTIALLY_SUCCEEDED
+    else:
+        _move(session, tenant_id, job_id, JobState.SUCCEEDED)
+        outcome = JobState.SUCCEEDED
+    _settle(session, tenant_id, job_id, outcome)
+
+
+def fail_job(session: Session, tenant_id: str, job_id: str, error: dict[str, Any]) -> None:
+    """End a job that cannot be done at all; what had finished stays, the rest is cancelled.
+
+    ``error`` is :meth:`DarkroomError.as_dict`. Chunks that others hold are fenced by the
+    cancel: their records find no running chunk.
+    """
+    transition(
+        session,
+        Chunk,
+        ChunkState.CANCELLED,
+        sources=CHUNK_SOURCES[ChunkState.CANCELLED],
+        where=[Chunk.job_id == job_id, Chunk.tenant_id == tenant_id],
+        values={"lease_until": None, "worker_id": None},
+    )
+    moved = _move(
+        session,
+        tenant_id,
+        job_id,
+        JobState.FAILED,
+        error=error,
+        sealed_at=func.coalesce(Job.sealed_at, func.now()),
+        cancelled=Job.total - Job.succeeded - Job.failed - Job.skipped,
+    )
+    if moved:
+        _settle(session, tenant_id, job_id, JobState.FAILED)
+
+
+def close_cancelled_if_let_go(session: Session, tenant_id: str, job_id: str) -> bool:
+    """Close a job being cancelled once no worker holds one of its chunks.
+
+    Called by every worker that lets go and by the sweeper. Whoever calls last sees the
+    others' chunks ended, because each has locked the job's row before looking.
+    """
+    session.execute(select(Job.id).where(Job.id == job_id).with_for_update())
+    still_open = session.scalar(
+        select(
+            exists().where(
+                Chunk.job_id == job_id,
+                Chunk.state.in_([ChunkState.PENDING, ChunkState.RUNNING]),
+            )
+        )
+    )
+    if still_open:
+        return False
+    counted = Job.succeeded + Job.failed + Job.skipped + Job.cancelled
+    session.execute(
+        update(Job)
+        .where(Job.id == job_id, Job.state == JobState.CANCELLING, Job.sealed_at.is_(None))
+        # Never planned to the end: the total is what was found until then.
+        .values(sealed_at=func.now(), total=counted)
+        .execution_options(synchronize_session=False)
+    )
+    moved = _move(session, tenant_id, job_id, JobState.CANCELLED)
+    if moved:
+        _settle(session, tenant_id, job_id, JobState.CANCELLED)
+    return moved
+
+
+def _move(session: Session, tenant_id: str, job_id: str, to: JobState, **values: Any) -> bool:
+    if to in TERMINAL_JOB_STATES:
+        values["ended_at"] = func.clock_timestamp()
+    return bool(
+        transition(
+            session,
+            Job,
+            to,
+            sources=JOB_SOURCES[to],
+            where=[Job.id == job_id, Job.tenant_id == tenant_id],
+            values={"updated_at": func.clock_timestamp(), **values},
+        )
+    )
+
+
+def _settle(session: Session, tenant_id: str, job_id: str, outcome: JobState) -> None:
+    """Move what the job was making along with it: its pending model version, its upload."""
+    kind = session.scalar(select(Job.kind).where(Job.id == job_id))
+    done = outcome in (JobState.SUCCEEDED, JobState.PARTIALLY_SUCCEEDED)
+    if kind == JobKind.INGEST:
+        settle_upload(session, tenant_id, job_id, usable=done)
+    elif kind in (JobKind.IMPORT, JobKind.FINETUNE) and not done:
+        fail_version(session, tenant_id, job_id)

@@ -1,0 +1,217 @@
+"""Manifests: an object that lists items, one a line, as JSONL or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from app.errors import InvalidInputError
+from app.jobs.items import JobItem
+from app.storage.keys import Location, parse_location
+from app.storage.s3 import ObjectStore
+from app.storage.streams import ObjectStream
+
+#: Longest line, in characters.
+MAX_LINE_CHARS = 1024 * 1024
+_COLUMNS = ("key", "offset", "length", "custom_id", "label", "metadata")
+_MAX_BYTES = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestLine:
+    """One line: its item, or what is wrong with it. Lines count from 1, a CSV's header too."""
+
+    line: int
+    item: JobItem | None
+    fault: str | None = None
+
+
+def read_manifest(
+    store: ObjectStore, location: Location, *, default_bucket: str
+) -> Iterator[ManifestLine]:
+    """The lines of a manifest, read as a stream: memory does not grow with its length.
+
+    Fields: ``key`` (a key of ``default_bucket``, or ``s3://bucket/key``), and optionally
+    ``offset`` with ``length`` in bytes, ``custom_id`` (default: the location), ``label`` and
+    ``metadata`` (an object; in CSV as JSON). The format is told by the name (``.csv``,
+    ``.jsonl``, ``.ndjson``), else by the first character.
+
+    Raises:
+        ObjectMissingError: there is no such object.
+        StorageError: it could not be read.
+    """
+    stream = store.open(location.bucket, location.key)
+    try:
+        # utf-8-sig: spreadsheets begin their CSV with a byte order mark.
+        text = io.TextIOWrapper(
+            io.BufferedReader(_RawStream(stream), 256 * 1024),
+            encoding="utf-8-sig",
+            errors="surrogateescape",
+            newline="",
+        )
+        if _is_csv(location.key, text):
+            yield from _read_csv(text, default_bucket)
+        else:
+            yield from _read_jsonl(text, default_bucket)
+    finally:
+        stream.close()
+
+
+def _is_csv(key: str, text: io.TextIOWrapper) -> bool:
+    name = key.lower()
+    if name.endswith((".jsonl", ".ndjson", ".json")):
+        return False
+    if name.endswith(".csv"):
+        return True
+    buffered = text.buffer
+    assert isinstance(buffered, io.BufferedReader)
+    return not buffered.peek(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+
+
+def _read_jsonl(text: io.TextIOWrapper, bucket: str) -> Iterator[ManifestLine]:
+    number = 0
+    while line := text.readline(MAX_LINE_CHARS + 1):
+        number += 1
+        if len(line) > MAX_LINE_CHARS:
+            while line and not line.endswith("\n"):
+                line = text.readline(MAX_LINE_CHARS)
+            yield ManifestLine(number, None, f"longer than {MAX_LINE_CHARS} characters")
+        elif line.strip():
+            try:
+                body = json.loads(line, parse_constant=_refuse_constant)
+            except (ValueError, RecursionError):
+                yield ManifestLine(number, None, "not a JSON object")
+                continue
+            yield _line(number, body, bucket)
+
+
+def _read_csv(text: io.TextIOWrapper, bucket: str) -> Iterator[ManifestLine]:
+    reader = csv.reader(text, strict=True)
+    header: list[str] | None = None
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield ManifestLine(reader.line_num, None, f"not readable as CSV: {error}")
+            continue
+        if not cells:
+            continue
+        if header is None:
+            header = [cell.strip() for cell in cells]
+            if "key" not in header:
+                yield ManifestLine(1, None, "the header of a CSV manifest needs a column key")
+                return
+            continue
+        if len(cells) != len(header):
+            fault = f"{len(cells)} cells, but the header has {len(header)}"
+            yield ManifestLine(reader.line_num, None, fault)
+            continue
+        named = {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
+        yield _csv_line(reader.line_num, named, bucket)
+
+
+def _csv_line(number: int, cells: dict[str, str], bucket: str) -> ManifestLine:
+    body: dict[str, Any] = {name: cells[name] for name in _COLUMNS if name in cells}
+    for name in ("offset", "length"):
+        if name in body:
+            if not (body[name].isascii() and body[name].isdigit()):
+                return ManifestLine(number, None, f"{name} {body[name]!r} is not a whole number")
+            body[name] = int(body[name][:20])
+    if "metadata" in body:
+        try:
+            body["metadata"] = json.loads(body["metadata"], parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            return ManifestLine(number, None, "metadata is not a JSON object")
+    return _line(number, body, bucket)
+
+
+def _line(number: int, body: Any, bucket: str) -> ManifestLine:
+    try:
+        return ManifestLine(number, _item(body, bucket))
+    except InvalidInputError as error:
+        return ManifestLine(number, None, error.detail)
+
+
+def _item(body: Any, bucket: str) -> JobItem:
+    if not isinstance(body, dict):
+        raise InvalidInputError("not a JSON object")
+    unknown = sorted(set(body) - set(_COLUMNS))
+    if unknown:
+        raise InvalidInputError(f"unknown field {unknown[0]!r}; known are {', '.join(_COLUMNS)}")
+    key = _text(body, "key")
+    if not key:
+        raise InvalidInputError("key is missing")
+    location = parse_location(
+        key if key.startswith("s3://") else f"s3://{bucket}/{key}", require_key=True
+    )
+    offset, length = _size(body, "offset"), _size(body, "length")
+    if (offset is None) != (length is None):
+        raise InvalidInputError("offset and length go together")
+    if length == 0:
+        raise InvalidInputError("length must be above 0")
+    metadata = body.get("metadata")
+    if metadata is not None and not isinstance(metadata, dict):
+        raise InvalidInputError("metadata is not a JSON object")
+    if "\\u0000" in json.dumps(metadata):
+        raise InvalidInputError("metadata holds a NUL character")
+    source = str(location) if offset is None else f"{location}#{offset}+{length}"
+    return JobItem(
+        custom_id=_text(body, "custom_id") or source,
+        bucket=location.bucket,
+        key=location.key,
+        source=source,
+        offset=offset,
+        length=length,
+        label=_text(body, "label"),
+        metadata=metadata,
+    )
+
+
+def _text(body: dict[str, Any], name: str) -> str | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise InvalidInputError(f"{name} is not a string")
+    if len(value) > 1024 or "\x00" in value:
+        raise InvalidInputError(f"{name} is longer than 1024 characters or holds a NUL")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidInputError(f"{name} is not valid UTF-8") from None
+    return value
+
+
+def _size(body: dict[str, Any], name: str) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_BYTES:
+        raise InvalidInputError(f"{name} is not a whole number of bytes")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+class _RawStream(io.RawIOBase):
+    """An object's body as the raw file that the standard library's readers sit on."""
+
+    def __init__(self, stream: ObjectStream) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)

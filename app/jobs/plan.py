@@ -1,0 +1,205 @@
+"""Planning: a job's input, read as a stream, becomes chunks that carry item references.
+
+Resumable: every few chunks are committed together with the position they reach, so a plan
+that dies goes on from there. A million items are about four thousand rows, never a million.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sqlalchemy import func, insert, select
+from sqlalchemy.orm import Session
+
+from app.db.session import Database
+from app.errors import InvalidInputError
+from app.ids import CHUNK, new_id
+from app.jobs.claim import Lease
+from app.jobs.inputs import Fault, Found, read_input
+from app.jobs.items import JobItem, fetched_together, pack_items
+from app.jobs.record import record_cancelled, record_failure, record_part, record_plan
+from app.jobs.states import TERMINAL_JOB_STATES, ChunkState, ChunkTask, JobKind
+from app.jobs.tables import Chunk, Job
+from app.queues.names import QUEUE_OF_TASK
+from app.settings import Settings
+from app.storage.s3 import ObjectStore
+
+#: Chunk size: what one worker does in this time at the measured rate of the model version,
+CHUNK_SECONDS = 10
+#: within these bounds,
+MIN_CHUNK_ITEMS, MAX_CHUNK_ITEMS = 64, 4096
+#: and this many where no rate is known yet.
+UNMEASURED_CHUNK_ITEMS = 256
+#: Items that are committed together while planning.
+_PART_ITEMS = 16_384
+_MAX_FAULTS = 100
+
+
+def plan_job(
+    db: Database,
+    store: ObjectStore,
+    settings: Settings,
+    lease: Lease,
+    *,
+    cancelled: Callable[[], bool],
+) -> None:
+    """Cut the job's input into chunks and seal it, or fail the job with all its faults.
+
+    Raises:
+        FencedError: another worker plans this job now.
+        StorageError: the input could not be read; a later attempt goes on from here.
+    """
+    with db.tenant(lease.tenant_id) as session:
+        size = settings.chunk_items or _chunk_size(session, lease)
+        seen = _Seen(_planned_custom_ids(session, lease))
+    faults: list[dict[str, Any]] = []
+    fault_count = 0
+    part = _Part(lease, size)
+    for entry in read_input(db, store, settings.bucket, lease):
+        fault = entry if isinstance(entry, Fault) else seen.check(entry)
+        if fault is not None:
+            fault_count += 1
+            if len(faults) < _MAX_FAULTS:
+                faults.append(fault.as_dict())
+        elif isinstance(entry, Found) and not fault_count:
+            part.add(seen.unique(entry))
+            if part.item_count >= _PART_ITEMS:
+                _commit_part(db, settings, lease, part)
+                if cancelled():
+                    break
+    with db.tenant(lease.tenant_id) as session:
+        if cancelled():
+            record_cancelled(session, lease)
+            return
+        if fault_count:
+            error = InvalidInputError(
+                f"the input has {fault_count} faults; nothing was recognised. Mend the lines "
+                "named in errors and submit again.",
+                code="input_invalid",
+                errors=faults,
+                total=fault_count,
+            )
+            record_failure(session, lease, error.as_dict())
+            return
+        if part.item_count:
+            part.write(session, settings.lease_seconds)
+        record_plan(session, lease)
+
+
+class _Part:
+    """Chunks that are cut but not committed yet."""
+
+    def __init__(self, lease: Lease, size: int) -> None:
+        self._lease = lease
+        self._size = size
+        self._lo: int = (lease.cursor or {}).get("planned", 0)
+        self._runs: list[list[JobItem]] = []
+        self._position: dict[str, Any] = {}
+        self.item_count = 0
+
+    def add(self, found: Found) -> None:
+        run = self._runs[-1] if self._runs else None
+        if run is None or len(run) >= self._size or not fetched_together(run[-1], found.item):
+            self._runs.append([found.item])
+        else:
+            run.append(found.item)
+        self._position = found.position
+        self.item_count += 1
+
+    def write(self, session: Session, lease_seconds: float) -> None:
+        """Insert the chunks with the position they reach, and begin an empty part."""
+        lease, rows, lo = self._lease, [], self._lo
+        for run in self._runs:
+            rows.append(
+                {
+                    "id": new_id(CHUNK),
+                    "tenant_id": lease.tenant_id,
+                    "job_id": lease.job_id,
+                    "task": ChunkTask.PREDICT,
+                    "queue": QUEUE_OF_TASK[ChunkTask.PREDICT],
+                    "state": ChunkState.PENDING,
+                    "lo": lo,
+                    "hi": lo + len(run),
+                    "items": pack_items(run),
+                }
+            )
+            lo += len(run)
+        record_part(
+            session,
+            lease,
+            cursor={"planned": lo, "position": self._position},
+            added=self.item_count,
+            lease_seconds=lease_seconds,
+        )
+        session.execute(insert(Chunk), rows)
+        self._lo, self._runs, self.item_count = lo, [], 0
+
+
+class _Seen:
+    """The custom_ids so far, as 16-byte digests: about 100 bytes of memory each."""
+
+    def __init__(self, custom_ids: Iterator[str]) -> None:
+        self._digests = {_short_digest(custom_id) for custom_id in custom_ids}
+
+    def check(self, found: Found) -> Fault | None:
+        """A fault where the client gave a custom_id twice."""
+        if not found.named_by_client or not self._repeats(found.item.custom_id):
+            return None
+        return Fault(found.line, f"custom_id {found.item.custom_id!r} stands on an earlier line")
+
+    def unique(self, found: Found) -> Found:
+        """The same item, its custom_id told apart where two members share a name."""
+        custom_id = found.item.custom_id
+        if not found.named_by_client and self._repeats(custom_id):
+            found = found.renamed(f"{custom_id}#{found.line}")
+        self._digests.add(_short_digest(found.item.custom_id))
+        return found
+
+    def _repeats(self, custom_id: str) -> bool:
+        return _short_digest(custom_id) in self._digests
+
+
+def _short_digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
+
+
+def _commit_part(db: Database, settings: Settings, lease: Lease, part: _Part) -> None:
+    with db.tenant(lease.tenant_id) as session:
+        part.write(session, settings.lease_seconds)
+
+
+def _planned_custom_ids(session: Session, lease: Lease) -> Iterator[str]:
+    """The custom_ids of chunks that an earlier attempt committed."""
+    if not (lease.cursor or {}).get("planned"):
+        return
+    rows = session.execute(
+        select(func.jsonb_path_query(Chunk.items, "$.rows[*][0]"))
+        .where(Chunk.job_id == lease.job_id, Chunk.task == ChunkTask.PREDICT)
+        .execution_options(yield_per=10_000)
+    )
+    for (custom_id,) in rows:
+        yield str(custom_id)
+
+
+def _chunk_size(session: Session, lease: Lease) -> int:
+    """Items per chunk by the rate of the last job that this model version finished."""
+    last = session.execute(
+        select(Job.succeeded, Job.running_at, Job.ended_at)
+        .where(
+            Job.tenant_id == lease.tenant_id,
+            Job.model_version_id == lease.model_version_id,
+            Job.kind == JobKind.PREDICT,
+            Job.state.in_(TERMINAL_JOB_STATES),
+            Job.running_at.is_not(None),
+            Job.succeeded >= MIN_CHUNK_ITEMS,
+        )
+        .order_by(Job.ended_at.desc())
+        .limit(1)
+    ).first()
+    if last is None:
+        return UNMEASURED_CHUNK_ITEMS
+    seconds = max((last.ended_at - last.running_at).total_seconds(), 0.001)
+    wanted = int(last.succeeded / seconds * CHUNK_SECONDS)
+    return max(MIN_CHUNK_ITEMS, min(MAX_CHUNK_ITEMS, wanted))

@@ -1,0 +1,262 @@
+"""The one transaction in which work becomes result: chunk, items and job together.
+
+Lock order is chunk before job, everywhere. The guarded update of the chunk comes first: where
+another attempt owns it, nothing at all is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.orm import Session
+
+from app.db.transition import transition
+from app.errors import FencedError, InvalidInputError
+from app.jobs.claim import Lease, holds
+from app.jobs.finalize import close_cancelled_if_let_go, close_job, fail_job
+from app.jobs.items import drop_first
+from app.jobs.states import CHUNK_SOURCES, JOB_SOURCES, ChunkState, ItemState, JobState
+from app.jobs.tables import Chunk, Job
+
+
+@dataclass(frozen=True, slots=True)
+class ItemRow:
+    """How one item ended, as it is stored."""
+
+    ordinal: int
+    custom_id: str
+    source: str
+    state: ItemState
+    #: Ranked [class, score] pairs of a recognised item.
+    prediction: list[list[Any]] | None = None
+    #: Code and detail of a failed item.
+    error: dict[str, Any] | None = None
+    label: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+_INSERT_ITEMS = text(
+    """
+    INSERT INTO items (job_id, ordinal, tenant_id, seq, attempt, custom_id, source, state,
+                       prediction, error, label, metadata)
+    SELECT :job_id, ordinal, :tenant_id, :seq, :attempt, custom_id, source, state,
+           prediction, error, label, metadata
+    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
+        ordinal bigint, custom_id text, source text, state text,
+        prediction jsonb, error jsonb, label text, metadata jsonb)
+    """
+)
+
+
+def record_chunk(
+    session: Session,
+    lease: Lease,
+    rows: Sequence[ItemRow] = (),
+    *,
+    result: dict[str, Any] | None = None,
+) -> None:
+    """Record a finished chunk; closes the job if this was the last.
+
+    ``rows`` must hold every item of the chunk once; ``result`` is what a job without items
+    made.
+
+    Raises:
+        FencedError: the lease was lost; nothing is written.
+    """
+    if lease.has_items and len(rows) != lease.hi - lease.lo:
+        raise ValueError(f"{len(rows)} results for {lease.hi - lease.lo} items")
+    _move_chunk(session, lease, ChunkState.DONE)
+    job = _count(session, lease, rows, extra={"result": result} if result is not None else {})
+    if job.state == JobState.CANCELLING:
+        close_cancelled_if_let_go(session, lease.tenant_id, lease.job_id)
+    elif job.sealed_at is not None and job.done == job.total:
+        close_job(session, lease.tenant_id, lease.job_id)
+
+
+def record_part(
+    session: Session,
+    lease: Lease,
+    rows: Sequence[ItemRow] = (),
+    *,
+    cursor: dict[str, Any],
+    added: int = 0,
+    seal: bool = False,
+    progress: dict[str, Any] | None = None,
+    lease_seconds: float,
+) -> None:
+    """Record what a resumable chunk has done so far, and where it goes on after a loss.
+
+    ``added`` items were found and join the job's total; ``seal`` says that no more will
+    come. Extends the lease.
+
+    Raises:
+        FencedError: the lease was lost; nothing is written.
+    """
+    held = session.execute(
+        update(Chunk)
+        .where(*holds(lease))
+        .values(cursor=cursor, lease_until=func.now() + timedelta(seconds=lease_seconds))
+        .returning(Chunk.id)
+        .execution_options(synchronize_session=False)
+    ).first()
+    if held is None:
+        raise _fenced(lease)
+    extra: dict[str, Any] = {"total": Job.total + added}
+    if seal:
+        extra["sealed_at"] = func.now()
+    if progress is not None:
+        extra["progress"] = progress
+    _count(session, lease, rows, extra=extra)
+
+
+def record_prefix(session: Session, lease: Lease, rows: Sequence[ItemRow]) -> None:
+    """Record the first items of a chunk and give the rest back to be claimed by another.
+
+    *Narrow*: [lo, lo + len(rows)) is recorded, [lo + len(rows), hi) stays this chunk, pending.
+
+    Raises:
+        FencedError: the lease was lost; nothing is written.
+    """
+    keep_from = lease.lo + len(rows)
+    if not lease.has_items or keep_from >= lease.hi:
+        raise ValueError("a prefix leaves at least one item of the chunk")
+    _move_chunk(
+        session,
+        lease,
+        ChunkState.PENDING,
+        lo=keep_from,
+        items=drop_first(lease.items or {}, len(rows)),
+        last_rung_at=None,
+        progress=0,
+    )
+    _count(session, lease, rows)
+
+
+def record_cancelled(session: Session, lease: Lease, rows: Sequence[ItemRow] = ()) -> None:
+    """Let go of a chunk of a cancelled job: finished items stay, the others count as cancelled.
+
+    Raises:
+        FencedError: the lease was lost; nothing is written.
+    """
+    _move_chunk(session, lease, ChunkState.CANCELLED)
+    left = max(lease.hi - lease.lo - len(rows), 0)
+    _count(session, lease, rows, extra={"cancelled": Job.cancelled + left})
+    close_cancelled_if_let_go(session, lease.tenant_id, lease.job_id)
+
+
+def _move_chunk(session: Session, lease: Lease, to: ChunkState, **values: Any) -> None:
+    moved = transition(
+        session,
+        Chunk,
+        to,
+        sources=CHUNK_SOURCES[to],
+        where=holds(lease),
+        values={"lease_until": None, "worker_id": None, **values},
+    )
+    if not moved:
+        raise _fenced(lease)
+
+
+def _count(
+    session: Session, lease: Lease, rows: Sequence[ItemRow], extra: dict[str, Any] | None = None
+) -> Any:
+    """Add the rows to the job's counters and store them under the sequence number this takes."""
+    ended = Counter(row.state for row in rows)
+    job = session.execute(
+        update(Job)
+        .where(Job.id == lease.job_id, Job.tenant_id == lease.tenant_id)
+        .values(
+            seq=Job.seq + 1,
+            succeeded=Job.succeeded + ended[ItemState.SUCCEEDED],
+            failed=Job.failed + ended[ItemState.FAILED],
+            skipped=Job.skipped + ended[ItemState.SKIPPED],
+            updated_at=func.clock_timestamp(),
+            **(extra or {}),
+        )
+        .returning(
+            Job.seq,
+            Job.state,
+            Job.total,
+            Job.sealed_at,
+            (Job.succeeded + Job.failed + Job.skipped + Job.cancelled).label("done"),
+        )
+        .execution_options(synchronize_session=False)
+    ).one()
+    if rows:
+        session.execute(
+            _INSERT_ITEMS,
+            {
+                "job_id": lease.job_id,
+                "tenant_id": lease.tenant_id,
+                "seq": job.seq,
+                "attempt": lease.attempt,
+                "rows": _rows_as_json(rows),
+            },
+        )
+    return job
+
+
+def _rows_as_json(rows: Sequence[ItemRow]) -> str:
+    return json.dumps(
+        [
+            {
+                "ordinal": row.ordinal,
+                "custom_id": row.custom_id,
+                "source": row.source,
+                "state": row.state.value,
+                "prediction": row.prediction,
+                "error": row.error,
+                "label": row.label,
+                "metadata": row.metadata,
+            }
+            for row in rows
+        ],
+        allow_nan=False,
+        ensure_ascii=False,
+        separators=(",", ":"),
+    )
+
+
+def record_failure(session: Session, lease: Lease, error: dict[str, Any]) -> None:
+    """End the whole job, because this chunk shows that it cannot be done.
+
+    Raises:
+        FencedError: the lease was lost; nothing is written.
+    """
+    held = session.execute(select(Chunk.id).where(*holds(lease)).with_for_update()).first()
+    if held is None:
+        raise _fenced(lease)
+    fail_job(session, lease.tenant_id, lease.job_id, error)
+
+
+def record_plan(session: Session, lease: Lease) -> None:
+    """Seal a planned job: its total is final and its chunks may be claimed.
+
+    Raises:
+        FencedError: the lease was lost; nothing is written.
+    """
+    _move_chunk(session, lease, ChunkState.DONE)
+    job = _count(session, lease, (), extra={"sealed_at": func.now()})
+    if job.state == JobState.CANCELLING:
+        close_cancelled_if_let_go(session, lease.tenant_id, lease.job_id)
+    elif job.total == 0:
+        error = InvalidInputError("the input holds no items", code="input_empty")
+        fail_job(session, lease.tenant_id, lease.job_id, error.as_dict())
+    else:
+        transition(
+            session,
+            Job,
+            JobState.QUEUED,
+            sources=JOB_SOURCES[JobState.QUEUED],
+            where=[Job.id == lease.job_id, Job.tenant_id == lease.tenant_id],
+        )
+
+
+def _fenced(lease: Lease) -> FencedError:
+    return FencedError(f"attempt {lease.attempt} of chunk {lease.chunk_id} lost its lease")

@@ -1,0 +1,285 @@
+"""Submitting: a job, and the chunk that starts it, in the caller's one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.datasets.resolve import resolve_dataset
+from app.datasets.tables import Split
+from app.errors import InvalidInputError, NotFoundError
+from app.ids import CHUNK, JOB, new_id
+from app.jobs.progress import get_job
+from app.jobs.source import check_source
+from app.jobs.states import ChunkState, ChunkTask, JobKind, JobState
+from app.jobs.tables import Chunk, Job
+from app.models.register import announce_version
+from app.models.resolve import resolve_version
+from app.models.spec import PreprocessSpec
+from app.queues.names import QUEUE_OF_TASK
+from app.training.recipe import TrainingRecipe
+from app.uploads.tables import Upload, UploadKind, UploadState
+
+ExportFormat = Literal["jsonl", "csv", "parquet"]
+
+
+def submit_predict(
+    session: Session,
+    tenant_id: str,
+    *,
+    source: Mapping[str, Any],
+    model: str,
+    options: Mapping[str, Any],
+    own_bucket: str,
+    priority: int = 0,
+    metadata: Mapping[str, Any] | None = None,
+) -> Job:
+    """Submit the recognition of every item of ``source`` by one model version.
+
+    The version is resolved now: an alias that moves later does not change this job.
+    ``options`` are the fields of the pipeline's predict options, complete.
+    """
+    version = resolve_version(session, tenant_id, model)
+    kept, dataset_version_id = check_source(session, tenant_id, source, own_bucket=own_bucket)
+    return _add_job(
+        session,
+        tenant_id,
+        JobKind.PREDICT,
+        first=ChunkTask.PLAN,
+        input=kept,
+        options=dict(options),
+        model_version_id=version.id,
+        dataset_version_id=dataset_version_id,
+        priority=priority,
+        metadata=metadata,
+    )
+
+
+def submit_ingest(session: Session, tenant_id: str, upload_id: str) -> Job:
+    """Submit the unpacking of an archive whose bytes are all stored; binds upload and job."""
+    upload = session.scalar(
+        select(Upload).where(Upload.id == upload_id, Upload.tenant_id == tenant_id)
+    )
+    if upload is None:
+        raise NotFoundError(f"no upload {upload_id}", code="upload_not_found")
+    job = _add_job(
+        session,
+        tenant_id,
+        JobKind.INGEST,
+        first=ChunkTask.INGEST,
+        input={"upload": upload_id},
+        sealed=False,
+    )
+    upload.job_id = job.id
+    session.flush()
+    return job
+
+
+def submit_finetune(
+    session: Session,
+    tenant_id: str,
+    *,
+    dataset: str,
+    model: str,
+    recipe: TrainingRecipe,
+    alias: str | None = "production",
+    priority: int = 0,
+    metadata: Mapping[str, Any] | None = None,
+) -> Job:
+    """Submit the training of a new version of ``model`` on a dataset version.
+
+    Raises:
+        InvalidInputError: the dataset cannot teach anything: one class, or an empty split.
+    """
+    data = resolve_dataset(session, tenant_id, dataset)
+    if len(data.classes) < 2:
+        raise InvalidInputError(
+            f"dataset {dataset} has {len(data.classes)} class; training needs at least two",
+            code="too_few_classes",
+        )
+    for split in (Split.TRAIN, Split.TEST):
+        if not sum((data.counts.get(split.value) or {}).values()):
+            raise InvalidInputError(
+                f"dataset {dataset} has no images in its {split.value} split",
+                code="empty_split",
+            )
+    job = _add_job(
+        session,
+        tenant_id,
+        JobKind.FINETUNE,
+        first=ChunkTask.FINETUNE,
+        input={"dataset": data.id},
+        options={"recipe": recipe.as_dict(), "alias": alias, "model": model},
+        dataset_version_id=data.id,
+        priority=priority,
+        metadata=metadata,
+    )
+    version = announce_version(
+        session,
+        tenant_id,
+        model=model,
+        arch=recipe.arch,
+        arch_options={},
+        lineage={"job": job.id, "dataset_version": data.id, "recipe": recipe.as_dict()},
+        job_id=job.id,
+    )
+    job.model_version_id = version.id
+    session.flush()
+    return job
+
+
+def submit_import(
+    session: Session,
+    tenant_id: str,
+    *,
+    model: str,
+    arch: str,
+    weights: str,
+    classes: Sequence[str] | Literal["imagenet"],
+    alias: str | None = "production",
+    preprocess: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Job:
+    """Submit the check and registration of weights as a new version of ``model``.
+
+    ``weights`` is an upload of kind weights, or ``torchvision:NAME`` for weights that the
+    worker fetches through torchvision's own loader. ``preprocess`` (fields of
+    :class:`PreprocessSpec`) defaults to the architecture's own.
+
+    Raises:
+        InvalidInputError: classes or preprocessing are not valid.
+        NotFoundError: no such upload.
+    """
+    if classes != "imagenet" and len(set(classes)) != len(classes):
+        raise InvalidInputError("classes must not repeat", code="classes_repeat")
+    if preprocess is not None:
+        try:
+            PreprocessSpec.from_dict(preprocess)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"preprocess: {error}", code="preprocess_invalid") from None
+    if not weights.startswith("torchvision:"):
+        _require_weights(session, tenant_id, weights)
+    job = _add_job(
+        session,
+        tenant_id,
+        JobKind.IMPORT,
+        first=ChunkTask.IMPORT,
+        input={"weights": weights},
+        options={
+            "arch": arch,
+            "classes": classes if classes == "imagenet" else list(classes),
+            "alias": alias,
+            "model": model,
+            "preprocess": dict(preprocess) if preprocess is not None else None,
+        },
+        metadata=metadata,
+    )
+    version = announce_version(
+        session,
+        tenant_id,
+        model=model,
+        arch=arch,
+        arch_options={},
+        lineage={"job": job.id, "weights": weights},
+        job_id=job.id,
+    )
+    job.model_version_id = version.id
+    session.flush()
+    return job
+
+
+def submit_export(
+    session: Session,
+    tenant_id: str,
+    *,
+    job_id: str,
+    format: ExportFormat,  # noqa: A002  (the word that users see)
+    only: Literal["all", "succeeded", "failed"] = "all",
+    metadata: Mapping[str, Any] | None = None,
+) -> Job:
+    """Submit the writing of a job's results to a file.
+
+    Raises:
+        NotFoundError: no such job.
+        InvalidInputError: the job is of a kind that has no results.
+    """
+    source = get_job(session, tenant_id, job_id)
+    if source.kind != JobKind.PREDICT:
+        raise InvalidInputError(
+            f"job {job_id} is a {source.kind} job; only predict jobs have results to export",
+            code="not_exportable",
+        )
+    return _add_job(
+        session,
+        tenant_id,
+        JobKind.EXPORT,
+        first=ChunkTask.EXPORT,
+        input={"job": job_id},
+        options={"format": format, "only": only},
+        model_version_id=source.model_version_id,
+        metadata=metadata,
+    )
+
+
+def _add_job(
+    session: Session,
+    tenant_id: str,
+    kind: JobKind,
+    *,
+    first: ChunkTask,
+    input: dict[str, Any],  # noqa: A002  (the column's name)
+    options: dict[str, Any] | None = None,
+    model_version_id: str | None = None,
+    dataset_version_id: str | None = None,
+    priority: int = 0,
+    metadata: Mapping[str, Any] | None = None,
+    sealed: bool = True,
+) -> Job:
+    """A job with its first chunk: the plan, or for jobs without items the whole work."""
+    planned = first is ChunkTask.PLAN
+    job = Job(
+        id=new_id(JOB),
+        tenant_id=tenant_id,
+        kind=kind,
+        state=JobState.VALIDATING if planned else JobState.QUEUED,
+        priority=priority,
+        input=input,
+        options=options or {},
+        metadata_=dict(metadata or {}),
+        model_version_id=model_version_id,
+        dataset_version_id=dataset_version_id,
+        total=0,
+        queued_at=None if planned else func.now(),
+        sealed_at=func.now() if sealed and not planned else None,
+    )
+    session.add(job)
+    session.flush()
+    session.add(
+        Chunk(
+            id=new_id(CHUNK),
+            tenant_id=tenant_id,
+            job_id=job.id,
+            task=first,
+            queue=QUEUE_OF_TASK[first],
+            state=ChunkState.PENDING,
+        )
+    )
+    session.flush()
+    # Server-side times are read back, so that the answer to the client holds them.
+    session.refresh(job)
+    return job
+
+
+def _require_weights(session: Session, tenant_id: str, upload_id: str) -> None:
+    upload = session.scalar(
+        select(Upload).where(Upload.id == upload_id, Upload.tenant_id == tenant_id)
+    )
+    if upload is None:
+        raise NotFoundError(f"no upload {upload_id}", code="upload_not_found")
+    if upload.kind != UploadKind.WEIGHTS or upload.state != UploadState.READY:
+        raise InvalidInputError(
+            f"upload {upload_id} is not a complete weights file", code="not_weights"
+        )
