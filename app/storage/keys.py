@@ -1,0 +1,114 @@
+"""Every object key in one place: tenant first, so that one prefix holds all a tenant owns."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from app.errors import InvalidInputError
+
+#: One path segment of our own keys; ids and artifact names are made to fit.
+_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+#: Bucket names as S3 defines them, apart from the rarer rules that the store itself checks.
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_MAX_KEY_BYTES = 1024
+
+
+def tenant_prefix(tenant_id: str) -> str:
+    """Where all objects of a tenant lie."""
+    return f"tenants/{_segment(tenant_id)}/"
+
+
+def upload_prefix(tenant_id: str, upload_id: str) -> str:
+    """Where the archive and the shards of one upload lie."""
+    return f"{tenant_prefix(tenant_id)}uploads/{_segment(upload_id)}/"
+
+
+def upload_archive(tenant_id: str, upload_id: str) -> str:
+    """The archive as the client sent it."""
+    return f"{upload_prefix(tenant_id, upload_id)}archive"
+
+
+def shard(tenant_id: str, upload_id: str, number: int) -> str:
+    """Shard ``number`` of an upload; the same number always has the same bytes."""
+    if number < 0:
+        raise ValueError(f"shard number {number} is negative")
+    return f"{upload_prefix(tenant_id, upload_id)}shards/{number:06d}.shard"
+
+
+def weights(tenant_id: str, version_id: str) -> str:
+    """The weights of a model version."""
+    return f"{tenant_prefix(tenant_id)}weights/{_segment(version_id)}.safetensors"
+
+
+def job_prefix(tenant_id: str, job_id: str) -> str:
+    """Where everything a job made lies."""
+    return f"{tenant_prefix(tenant_id)}jobs/{_segment(job_id)}/"
+
+
+def artifact(tenant_id: str, job_id: str, name: str) -> str:
+    """A file that a job made, such as ``results.jsonl``."""
+    return f"{job_prefix(tenant_id, job_id)}artifacts/{_segment(name)}"
+
+
+def checkpoint(tenant_id: str, job_id: str, name: str) -> str:
+    """A checkpoint that a fine-tuning job resumes from."""
+    return f"{job_prefix(tenant_id, job_id)}checkpoints/{_segment(name)}"
+
+
+def incoming_weights(tenant_id: str, job_id: str) -> str:
+    """Weights as the client sent them, before an import job has checked them."""
+    return f"{job_prefix(tenant_id, job_id)}incoming.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A bucket and a key or prefix in it, written ``s3://bucket/key``."""
+
+    bucket: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.key}"
+
+
+def parse_location(text: str, *, require_key: bool = False) -> Location:
+    """The bucket and key (or prefix, which may be empty) that ``s3://bucket/key`` names.
+
+    Raises:
+        InvalidInputError: ``location_invalid``; the detail says what is wrong.
+    """
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme != "s3":
+        raise _invalid(text, "it must begin with s3://")
+    bucket, _, key = rest.partition("/")
+    if not bucket:
+        raise _invalid(text, "it names no bucket")
+    if not _BUCKET.fullmatch(bucket):
+        raise _invalid(
+            text,
+            f"{bucket!r} is no bucket name: 3 to 63 lower-case letters, digits, dots and hyphens",
+        )
+    if require_key and not key:
+        raise _invalid(text, "it names no object after the bucket")
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise _invalid(text, "its key is not valid Unicode") from None
+    if size > _MAX_KEY_BYTES:
+        raise _invalid(text, f"its key has {size} bytes, at most {_MAX_KEY_BYTES} are possible")
+    if any(ord(char) < 32 or ord(char) == 127 for char in key):
+        raise _invalid(text, "its key has control characters")
+    return Location(bucket, key)
+
+
+def _segment(text: str) -> str:
+    if not _SEGMENT.fullmatch(text):
+        raise ValueError(f"{text!r} cannot be part of an object key")
+    return text
+
+
+def _invalid(text: str, why: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"{text[:200]!r} is no location in the object store: {why}", code="location_invalid"
+    )

@@ -1,0 +1,126 @@
+"""Archives as streams of members, hostile until proven; the content tells the format.
+
+Nothing is ever extracted by name. What harms the whole (a broken frame, overlapping members,
+a lying count, a bomb) fails the archive; what is wrong with one member fails that item.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from app.errors import ItemError
+from app.uploads.members import ArchiveLimits, Entry, Kind, Member, too_large
+
+#: All labels.csv of an archive together; two million lines of 60 bytes fit.
+_MAX_LABELS_BYTES = 128 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class Survey:
+    """What one pass over the headers tells before anything is packed.
+
+    ``label_files`` are the names and contents of every labels.csv. ``common_folder`` is the
+    deepest folder that holds all items and ``several_folders`` whether there is more than
+    one; ``base_hashes`` has the hash of every item's base name.
+    """
+
+    item_count: int = 0
+    total_bytes: int = 0
+    label_files: list[tuple[str, bytes]] = field(default_factory=list)
+    common_folder: str | None = None
+    several_folders: bool = False
+    base_hashes: array[int] = field(default_factory=lambda: array("q"))
+
+    def add_item(self, entry: Entry) -> None:
+        """Take one item into account."""
+        self.item_count += 1
+        self.total_bytes += entry.size
+        folder, _, base = entry.name.rpartition("/")
+        self.base_hashes.append(hash(base))
+        if folder == self.common_folder:
+            return
+        if self.common_folder is None:
+            self.common_folder = folder
+        else:
+            self.several_folders = True
+            self.common_folder = _shared(self.common_folder, folder)
+
+
+class Archive(ABC):
+    """An open archive; each pass reads it again from its file, with bounded memory."""
+
+    format: str
+
+    def __init__(self, file: BinaryIO, size: int, limits: ArchiveLimits) -> None:
+        self._file = file
+        self._size = size
+        self._limits = limits
+
+    def survey(self) -> Survey:
+        """Read all headers (of a tar.gz: everything) and the labels, and check the frame.
+
+        Raises:
+            InvalidInputError: ``archive_broken``, ``archive_too_large``, ``archive_bomb``,
+                ``archive_overlapping``, ``archive_encrypted``.
+            StorageError: the object store failed.
+        """
+        survey = Survey()
+        left = _MAX_LABELS_BYTES
+        for entry in self._entries():
+            if entry.kind is Kind.ITEM:
+                survey.add_item(entry)
+            elif entry.kind is Kind.LABELS and entry.refusal is None:
+                left -= entry.size
+                if left < 0:
+                    raise too_large(f"its labels have over {_MAX_LABELS_BYTES} bytes")
+                survey.label_files.append((entry.name, self._content(entry)))
+        return survey
+
+    def members(self, start: int = 0) -> Iterator[Member]:
+        """The items from ordinal ``start`` on, in the order of the archive.
+
+        Raises:
+            InvalidInputError: as :meth:`survey`, and where content and header disagree.
+            StorageError: the object store failed.
+        """
+        ordinal = 0
+        largest = self._limits.max_member_bytes
+        for entry in self._entries():
+            kind, name, size, refusal, _ = entry
+            if kind is not Kind.ITEM:
+                continue
+            if ordinal >= start:
+                if refusal is not None:
+                    error = ItemError(f"{name} is refused: {refusal}", code="member_refused")
+                    yield Member(ordinal, name, size, None, error)
+                elif size > largest:
+                    error = ItemError(
+                        f"{name} has {size} bytes, at most {largest} are allowed",
+                        code="too_large",
+                    )
+                    yield Member(ordinal, name, size, None, error)
+                else:
+                    yield Member(ordinal, name, size, self._content(entry), None)
+            ordinal += 1
+
+    @abstractmethod
+    def _entries(self) -> Iterator[Entry]:
+        """Every member from the first on; the content of the last one yielded can be read."""
+
+    @abstractmethod
+    def _content(self, entry: Entry) -> bytes:
+        """The content of the entry that :meth:`_entries` yielded last."""
+
+
+def _shared(one: str, other: str) -> str:
+    """The deepest folder that holds both."""
+    shared: list[str] = []
+    for left, right in zip(one.split("/"), other.split("/"), strict=False):
+        if left != right:
+            break
+        shared.append(left)
+    return "/".join(shared)

@@ -1,0 +1,262 @@
+"""Tar and tar.gz archives, read as a stream of 512-byte headers and contents.
+
+The standard library's tarfile reads an extended header of any length into memory and follows
+chains of them by recursion; this reader bounds both. Formats: POSIX.1-1988 ustar, POSIX.1-2001
+pax, GNU long names, and the old v7.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple, NoReturn, cast
+
+from app.errors import InvalidInputError
+from app.uploads.members import (
+    MAX_NAME_BYTES,
+    ArchiveLimits,
+    Entry,
+    Kind,
+    broken,
+    classify,
+    clean_name,
+)
+from app.uploads.reader import Archive
+
+_BLOCK = 512
+_ZEROS = bytes(_BLOCK)
+_SKIP_BYTES = 1024 * 1024
+#: Extended headers hold a path and some times; nothing honest comes near.
+_MAX_EXTENDED_BYTES = 1024 * 1024
+_REGULAR = b"0\x007"
+_DIRECTORY, _LONG_NAME, _LONG_LINK = ord("5"), ord("L"), ord("K")
+_PAX, _PAX_SOLARIS, _PAX_GLOBAL = ord("x"), ord("X"), ord("g")
+#: Types that never have content, whatever their size field says.
+_BODYLESS = b"12346"
+_REFUSALS = {
+    ord("1"): "it is a link",
+    ord("2"): "it is a link",
+    ord("3"): "it is a device",
+    ord("4"): "it is a device",
+    ord("6"): "it is a pipe",
+    ord("S"): "it is a sparse file",
+}
+
+
+class _Header(NamedTuple):
+    kind: int
+    name: bytes
+    size: int
+
+
+class TarArchive(Archive):
+    """A tar; member N is reached by passing the ones before it."""
+
+    def __init__(self, file: BinaryIO, size: int, limits: ArchiveLimits, *, gzipped: bool) -> None:
+        super().__init__(file, size, limits)
+        self._gzipped = gzipped
+        self.format = "tar.gz" if gzipped else "tar"
+        self._stream = file
+        #: Byte of the (unpacked) tar that is read next.
+        self._offset = 0
+        #: Bytes of the last entry's content that were not read yet, and of its padding.
+        self._left = 0
+        self._padding = 0
+        #: The member that is being read, for the error that names it.
+        self._member: str | None = None
+
+    def _entries(self) -> Iterator[Entry]:
+        self._rewind()
+        entries = 0
+        name: bytes | None = None
+        size: int | None = None
+        sparse = False
+        while True:
+            start = self._offset
+            block = self._take(_BLOCK, "a header")
+            if self._gzipped and start == 0 and not is_tar(block):
+                raise InvalidInputError(
+                    "the upload is compressed with gzip but holds no tar",
+                    code="archive_unsupported",
+                )
+            if block == _ZEROS:
+                self._finish()
+                return
+            header = _parse(block, start)
+            entries += 1
+            self._limits.check_entries(entries)
+            if header.kind in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_SOLARIS, _PAX_GLOBAL):
+                body = self._extended(header, start)
+                if header.kind == _LONG_NAME:
+                    name = body.rstrip(b"\x00")
+                elif header.kind in (_PAX, _PAX_SOLARIS):
+                    records = _parse_pax(body, start)
+                    name = records.get(b"path", name)
+                    sparse = any(key.startswith(b"GNU.sparse.") for key in records)
+                    if b"size" in records:
+                        size = _decimal(records[b"size"], start)
+                continue
+            yield self._begin(header, name, size, sparse=sparse, start=start)
+            self._skip(self._left + self._padding)
+            self._member = None
+            name, size, sparse = None, None, False
+
+    def _begin(
+        self,
+        header: _Header,
+        long_name: bytes | None,
+        long_size: int | None,
+        *,
+        sparse: bool,
+        start: int,
+    ) -> Entry:
+        raw = header.name if long_name is None else long_name
+        size = header.size if long_size is None else long_size
+        bodyless = header.kind in _BODYLESS or header.kind == _DIRECTORY
+        self._left = 0 if bodyless else size
+        self._padding = -self._left % _BLOCK
+        name = clean_name(raw.decode(errors="replace"))
+        kind, refusal = classify(name)
+        if header.kind == _DIRECTORY or not name or header.kind == ord("V"):
+            kind, refusal = Kind.SKIPPED, None
+        elif kind is not Kind.SKIPPED and refusal is None:
+            if sparse:
+                refusal = _REFUSALS[ord("S")]
+            elif header.kind not in _REGULAR:
+                refusal = _REFUSALS.get(header.kind, "it is no regular file")
+            elif len(raw) > MAX_NAME_BYTES:
+                refusal = f"its name has {len(raw)} bytes, at most {MAX_NAME_BYTES} are allowed"
+        self._member = name
+        return Entry(kind, name, self._left, refusal, start)
+
+    def _content(self, entry: Entry) -> bytes:
+        content = self._take(entry.size, "the content")
+        self._left = 0
+        return content
+
+    def _extended(self, header: _Header, start: int) -> bytes:
+        if header.size > _MAX_EXTENDED_BYTES:
+            broken(f"an extended header claims {header.size} bytes", start)
+        body = self._take(header.size, "an extended header")
+        self._skip(-header.size % _BLOCK)
+        return body
+
+    def _rewind(self) -> None:
+        self._file.seek(0)
+        self._offset = self._left = self._padding = 0
+        self._member = None
+        if self._gzipped:
+            self._stream = cast(BinaryIO, gzip.GzipFile(fileobj=self._file, mode="rb"))
+
+    def _take(self, count: int, what: str) -> bytes:
+        """Exactly ``count`` bytes of the tar, or ``archive_broken``."""
+        data = self._read(count)
+        self._offset += len(data)
+        if len(data) < count:
+            self._break(f"it ends in {what}, so it was cut short")
+        return data
+
+    def _skip(self, count: int) -> None:
+        if not self._gzipped:
+            if self._offset + count > self._size:
+                self._offset = self._size
+                self._break("it ends in the content, so it was cut short")
+            self._offset += count
+            self._stream.seek(self._offset)
+            return
+        while count > 0:
+            count -= len(self._take(min(count, _SKIP_BYTES), "the content"))
+
+    def _read(self, count: int) -> bytes:
+        try:
+            data = self._stream.read(count)
+        except EOFError:
+            self._break("its compressed data ends early, so it was cut short")
+        except (gzip.BadGzipFile, zlib.error) as error:
+            self._break(f"its compression is damaged ({error})")
+        if self._gzipped:
+            self._limits.check_expansion(self._file.tell(), self._offset + len(data))
+        return data
+
+    def _finish(self) -> None:
+        """Read on a little past the end mark, so that gzip compares its checksum."""
+        if self._gzipped:
+            self._offset += len(self._read(_SKIP_BYTES))
+
+    def _break(self, detail: str) -> NoReturn:
+        where = ""
+        if self._gzipped:
+            where = f" of the unpacked tar, about byte {self._file.tell()} of the file,"
+        broken(detail, self._offset, self._member, where=where)
+
+
+def is_tar(head: bytes) -> bool:
+    """Whether these 512 bytes are the first header of a tar, or the end mark of an empty one."""
+    if len(head) < _BLOCK:
+        return False
+    return head[257:262] == b"ustar" or head == _ZEROS or _checksum_fits(head)
+
+
+def _checksum_fits(block: bytes) -> bool:
+    try:
+        claimed = _octal(block[148:156])
+    except ValueError:
+        return False
+    # The sum is taken with the checksum's own field as eight spaces.
+    return claimed == sum(block) - sum(block[148:156]) + 8 * 32
+
+
+def _parse(block: bytes, start: int) -> _Header:
+    if not _checksum_fits(block):
+        broken("there is no header where one must begin", start)
+    try:
+        size = _number(block[124:136])
+    except ValueError:
+        broken("a header's size is no number", start)
+    if not 0 <= size < 1 << 62:
+        broken(f"a header claims {size} bytes", start)
+    name = block[:100].partition(b"\x00")[0]
+    # GNU's own magic ends in two spaces and uses the prefix field for times.
+    if block[257:263] == b"ustar\x00":
+        prefix = block[345:500].partition(b"\x00")[0]
+        if prefix:
+            name = prefix + b"/" + name
+    return _Header(block[156], name, size)
+
+
+def _number(raw: bytes) -> int:
+    """A number of a header: octal digits, or GNU's base 256 behind a set top bit."""
+    if raw[0] & 0x80:
+        value = int.from_bytes(raw, "big", signed=True)
+        return value + (1 << (8 * len(raw) - 1)) if raw[0] == 0x80 else value
+    return _octal(raw)
+
+
+def _octal(raw: bytes) -> int:
+    digits = raw.partition(b"\x00")[0].strip(b" ")
+    if digits.strip(b"01234567"):
+        raise ValueError("not octal")
+    return int(digits or b"0", 8)
+
+
+def _parse_pax(body: bytes, start: int) -> dict[bytes, bytes]:
+    """The records of an extended header, each ``LENGTH KEY=VALUE`` and a line end."""
+    records: dict[bytes, bytes] = {}
+    position = 0
+    while position < len(body) and body[position]:
+        digits = body[position : position + 20].partition(b" ")[0]
+        length = _decimal(digits, start)
+        record = body[position + len(digits) + 1 : position + length]
+        key, equals, value = record.partition(b"=")
+        if not equals or not value.endswith(b"\n") or position + length > len(body):
+            broken("an extended header is garbled", start)
+        records[key] = value[:-1]
+        position += length
+    return records
+
+
+def _decimal(raw: bytes, start: int) -> int:
+    if not raw.isdigit() or len(raw) > 18:
+        broken("an extended header is garbled", start)
+    return int(raw)

@@ -1,0 +1,121 @@
+"""Zip archives: members read in a row, each local header checked against the directory."""
+
+from __future__ import annotations
+
+import stat
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from app.uploads.members import (
+    MAX_NAME_BYTES,
+    ArchiveLimits,
+    Entry,
+    Kind,
+    broken,
+    classify,
+)
+from app.uploads.reader import Archive
+from app.uploads.zip_directory import (
+    FLAG_ENCRYPTED,
+    LOCAL,
+    LOCAL_MAGIC,
+    Header,
+    ZipDirectory,
+    refuse_overlap,
+)
+
+_STORED, _DEFLATED = 0, 8
+_UNIX = 3
+
+
+class ZipArchive(Archive):
+    """A zip; any member can be reached without reading the ones before it."""
+
+    format = "zip"
+
+    def __init__(self, file: BinaryIO, size: int, limits: ArchiveLimits) -> None:
+        super().__init__(file, size, limits)
+        self._directory = ZipDirectory(file, size, limits)
+        self._header: Header | None = None
+
+    def _entries(self) -> Iterator[Entry]:
+        for number in range(len(self._directory)):
+            header = self._header = self._directory.header(number)
+            name = header.name
+            kind, refusal = classify(name)
+            if kind is not Kind.SKIPPED:
+                refusal = refusal or _refusal(header)
+            yield Entry(kind, name, header.size, refusal, number)
+
+    def _content(self, entry: Entry) -> bytes:
+        header = self._header
+        if header is None:
+            raise AssertionError("content is read of the entry that was yielded last")
+        packed, start = self._packed(entry, header)
+        content = packed
+        if header.method == _DEFLATED:
+            content = _inflate(packed, header, entry, start)
+        if len(content) != header.size:
+            broken(f"it has {len(content)} bytes, not {header.size}", start, entry.name)
+        if zlib.crc32(content) != header.crc:
+            broken("its checksum does not match its content", start, entry.name)
+        return content
+
+    def _packed(self, entry: Entry, header: Header) -> tuple[bytes, int]:
+        """The packed bytes of a member and their offset."""
+        if header.packed_bytes > 2 * header.size + 1024:
+            broken(
+                f"{header.packed_bytes} packed bytes cannot be {header.size} bytes",
+                header.offset,
+                entry.name,
+            )
+        file = self._file
+        file.seek(header.offset)
+        local = file.read(LOCAL.size)
+        if len(local) < LOCAL.size or not local.startswith(LOCAL_MAGIC):
+            broken("there is no member where the directory says", header.offset, entry.name)
+        _, _, flags, method, _, _, _, _, _, name_bytes, extra_bytes = LOCAL.unpack(local)
+        start = header.offset + LOCAL.size + name_bytes + extra_bytes
+        if start + header.packed_bytes > self._directory.limit(entry.place):
+            refuse_overlap(header)
+        block = file.read(name_bytes + extra_bytes + header.packed_bytes)
+        if (
+            block[:name_bytes] != header.raw_name
+            or method != header.method
+            or (flags ^ header.flags) & FLAG_ENCRYPTED
+        ):
+            broken("its own header and the directory disagree", header.offset, entry.name)
+        packed = block[name_bytes + extra_bytes :]
+        if len(packed) < header.packed_bytes:
+            broken("it ends early", start + len(packed), entry.name)
+        return packed, start
+
+
+def _inflate(packed: bytes, header: Header, entry: Entry, start: int) -> bytes:
+    """The content, never more than one byte over what the directory says."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        content = inflater.decompress(packed, header.size + 1)
+    except zlib.error as error:
+        broken(f"its compression is damaged ({error})", start, entry.name)
+    if len(content) <= header.size and not inflater.eof:
+        broken("its compressed data ends early", start + len(packed), entry.name)
+    return content
+
+
+def _refusal(header: Header) -> str | None:
+    """Why this member is not read, by its header alone."""
+    if header.flags & FLAG_ENCRYPTED:
+        return "it is encrypted"
+    if header.method not in (_STORED, _DEFLATED):
+        return f"its compression method {header.method} is not supported"
+    if len(header.raw_name) > MAX_NAME_BYTES:
+        return f"its name has {len(header.raw_name)} bytes, at most {MAX_NAME_BYTES} are allowed"
+    if header.system == _UNIX:
+        kind = stat.S_IFMT(header.attributes >> 16)
+        if kind == stat.S_IFLNK:
+            return "it is a link"
+        if kind not in (0, stat.S_IFREG):
+            return "it is no regular file"
+    return None
