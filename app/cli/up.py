@@ -42,7 +42,7 @@ def up(
 
     A part whose address is in the environment (DATABASE_URL, REDIS_URL, S3_ENDPOINT_URL) is
     not started. Exit codes: 0 stopped by Ctrl-C or SIGTERM, 1 something did not start, 2 wrong
-    usage, 3 the folder is in use, 4 the port is taken, 5 the disk is full.
+    usage, 8 the folder is in use, 9 the port is taken, 10 the disk is full.
     """
     options = UpOptions(
         data_dir=data,

@@ -37,21 +37,21 @@ class AlreadyRunningError(StackError):
     """Another supervisor holds the data folder."""
 
     code = "already_running"
-    exit_code = 3
+    exit_code = 8
 
 
 class PortTakenError(StackError):
     """Someone else listens on the address of the API."""
 
     code = "port_taken"
-    exit_code = 4
+    exit_code = 9
 
 
 class DiskFullError(StackError):
     """Too little space is left where the data folder lies."""
 
     code = "disk_full"
-    exit_code = 5
+    exit_code = 10
 
 
 def tail(path: Path, lines: int = 12, *, offset: int = 0) -> str:

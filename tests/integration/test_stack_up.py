@@ -178,7 +178,7 @@ def test_second_up_on_the_same_folder_is_refused(data_dir: Path) -> None:
         with pytest.raises(AlreadyRunningError, match="already runs on"):
             run_up(options(data_dir), environ={}, say=lambda _: None)
         result = CliRunner().invoke(_app(), ["--data", str(data_dir)])
-        assert result.exit_code == 3
+        assert result.exit_code == 8
     finally:
         lock.release()
 
@@ -189,7 +189,7 @@ def test_taken_port_is_named_before_anything_starts(data_dir: Path) -> None:
         with pytest.raises(PortTakenError, match=f"port {port} on 127.0.0.1 is taken"):
             run_up(options(data_dir, port), environ={}, say=lambda _: None)
         result = CliRunner().invoke(_app(), ["--data", str(data_dir), "--port", str(port)])
-    assert result.exit_code == 4
+    assert result.exit_code == 9
     assert not (data_dir / "postgres").exists()
 
 
@@ -200,7 +200,7 @@ def test_full_disk_is_named_before_anything_starts(
     with pytest.raises(DiskFullError, match="MB left and Darkroom wants"):
         run_up(options(data_dir), environ={}, say=lambda _: None)
     result = CliRunner().invoke(_app(), ["--data", str(data_dir)])
-    assert result.exit_code == 5
+    assert result.exit_code == 10
 
 
 def test_disk_that_fills_during_the_start_is_named(
