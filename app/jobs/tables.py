@@ -17,7 +17,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.base import Base, Id, IdText, Json, Moment, one_of
+from app.db.base import Base, Id, IdText, Json, JsonList, Moment, one_of
 from app.jobs.states import ChunkState, ChunkTask, ItemState, JobKind, JobState
 
 
@@ -226,7 +226,7 @@ class WorkerRow(Base):
     #: Chunks it works on at once.
     slots: Mapped[int] = mapped_column(Integer)
     #: Ids of the model versions it holds warm.
-    warm_versions: Mapped[Json | None]
+    warm_versions: Mapped[JsonList]
     started_at: Mapped[Moment] = mapped_column(server_default=func.now())
     last_seen_at: Mapped[Moment] = mapped_column(server_default=func.now())
     #: Set when it stopped or was replaced: its leases are void.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Celery
-from kombu import Queue as KombuQueue
+from kombu.entity import Queue as KombuQueue
 
 from app.queues.names import Queue
 from app.settings import Settings
@@ -30,7 +30,10 @@ def make_celery(settings: Settings) -> Celery:
         # merely makes that rarer.
         task_acks_late=True,
         worker_prefetch_multiplier=1,
-        task_queues=[KombuQueue(queue.value, routing_key=queue.value) for queue in Queue],
+        task_queues=[
+            KombuQueue(queue.value, routing_key=queue.value)  # type: ignore[no-untyped-call]
+            for queue in Queue
+        ],
         task_create_missing_queues=False,
         task_default_queue=Queue.IO.value,
         # Old messages come back when a connection dies; the claim makes them harmless. Much

@@ -237,7 +237,7 @@ def upgrade() -> None:
         sa.Column("device", sa.Text(), nullable=False),
         sa.Column("queue", sa.Text(), nullable=False),
         sa.Column("slots", sa.Integer(), nullable=False),
-        sa.Column("warm_versions", postgresql.JSONB(), nullable=True),
+        sa.Column("warm_versions", postgresql.JSONB(), nullable=False),
         sa.Column(
             "started_at",
             sa.DateTime(timezone=True),

@@ -1,0 +1,163 @@
+"""Keeps this worker's leases while it works, and tells the work when to stop."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sqlalchemy import func, update
+from sqlalchemy.dialects.postgresql import insert
+
+from app.clock import monotonic_seconds
+from app.errors import UnavailableError
+from app.jobs.claim import Lease, extend_lease, look_at_lease
+from app.jobs.states import JobState
+from app.jobs.tables import WorkerRow
+from app.log import get_logger
+
+if TYPE_CHECKING:
+    from worker.process import WorkerProcess
+
+log = get_logger(__name__)
+
+#: Between beats each lease is looked at this often, so that a cancel is seen soon.
+_LOOK_SECONDS = 1.0
+
+
+class HeldLease:
+    """A lease while it is worked on; the work asks :meth:`should_stop` between steps."""
+
+    def __init__(self, lease: Lease, stopping: threading.Event) -> None:
+        self.lease = lease
+        self._stopping = stopping
+        #: Set once another attempt owns the chunk: discard everything.
+        self.lost = threading.Event()
+        #: Set once the job was cancelled: record what is finished and let go.
+        self.cancelled = threading.Event()
+        #: Items or steps finished so far; the next beat reports it.
+        self.progress = 0
+
+    def should_stop(self) -> bool:
+        """Whether to end at the next step: lost, cancelled, or the process is stopping."""
+        return self.lost.is_set() or self.cancelled.is_set() or self._stopping.is_set()
+
+    def report(self, progress: int) -> None:
+        """Remember how far the work is."""
+        self.progress = progress
+
+    def learn(self, state: JobState | None) -> None:
+        """Take in what the database says of the lease."""
+        if state is None:
+            self.lost.set()
+        elif state == JobState.CANCELLING:
+            self.cancelled.set()
+
+
+class Heartbeat:
+    """One thread for all leases of the process, and for the worker's own row."""
+
+    def __init__(self, process: WorkerProcess) -> None:
+        self._process = process
+        self._held: dict[str, HeldLease] = {}
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Register the worker and begin to beat; a former process of this name is gone now."""
+        self._register()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop beating and mark the worker as gone, so that its leases are freed at once."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+        try:
+            with self._process.db.anonymous() as session:
+                session.execute(
+                    update(WorkerRow)
+                    .where(WorkerRow.id == self._process.id)
+                    .values(gone_at=func.now())
+                )
+        except UnavailableError:
+            log.warning("goodbye_not_said", worker=self._process.id)
+
+    @contextmanager
+    def hold(self, lease: Lease) -> Iterator[HeldLease]:
+        """Keep the lease for as long as the block runs."""
+        held = HeldLease(lease, self._process.stopping)
+        with self._lock:
+            self._held[lease.chunk_id] = held
+        try:
+            yield held
+        finally:
+            with self._lock:
+                self._held.pop(lease.chunk_id, None)
+
+    def _run(self) -> None:
+        settings = self._process.settings
+        beat_at = monotonic_seconds() + settings.heartbeat_seconds
+        pause = min(_LOOK_SECONDS, settings.heartbeat_seconds)
+        while not self._closing.wait(pause):
+            beats = monotonic_seconds() >= beat_at
+            try:
+                self._visit_leases(extend=beats)
+                if beats:
+                    self._show_alive()
+                    beat_at = monotonic_seconds() + settings.heartbeat_seconds
+            except UnavailableError as error:
+                log.warning("heartbeat_missed", code=error.code)
+            except Exception:
+                # A beat that fails must not end the beating: the lease would be lost.
+                log.exception("heartbeat_failed")
+
+    def _visit_leases(self, *, extend: bool) -> None:
+        with self._lock:
+            held_leases = list(self._held.values())
+        for held in held_leases:
+            lease = held.lease
+            with self._process.db.tenant(lease.tenant_id) as session:
+                if extend:
+                    state = extend_lease(
+                        session,
+                        lease,
+                        lease_seconds=self._process.settings.lease_seconds,
+                        progress=held.progress,
+                    )
+                else:
+                    state = look_at_lease(session, lease)
+            held.learn(state)
+
+    def _register(self) -> None:
+        process = self._process
+        with process.db.anonymous() as session:
+            session.execute(
+                update(WorkerRow)
+                .where(WorkerRow.name == process.name, WorkerRow.gone_at.is_(None))
+                .values(gone_at=func.now())
+            )
+            session.execute(
+                insert(WorkerRow).values(
+                    id=process.id,
+                    name=process.name,
+                    host=process.host,
+                    pid=os.getpid(),
+                    device=process.device,
+                    queue=process.queue.value,
+                    slots=process.slots,
+                    warm_versions=[],
+                )
+            )
+
+    def _show_alive(self) -> None:
+        process = self._process
+        with process.db.anonymous() as session:
+            session.execute(
+                update(WorkerRow)
+                .where(WorkerRow.id == process.id)
+                .values(last_seen_at=func.now(), warm_versions=process.warm_versions())
+            )

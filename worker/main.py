@@ -1,0 +1,115 @@
+"""A worker: ``python -m worker.main --role inference|training|io``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from celery import Celery
+from celery.signals import setup_logging, worker_init, worker_shutdown, worker_shutting_down
+
+from app.jobs.states import ChunkTask
+from app.log import configure_logging, get_logger
+from app.queues.celery import make_celery
+from app.queues.names import SLOTS_OF_QUEUE, Queue, celery_task_name
+from app.settings import Settings, load_settings
+from worker.process import WorkerProcess
+from worker.tasks.door import Work, open_door
+
+log = get_logger(__name__)
+
+#: Each queue's tasks and the function that does them. Named, not imported: only a worker that
+#: needs torch loads it.
+_DOORS: Mapping[Queue, Mapping[ChunkTask, str]] = {
+    Queue.INFERENCE: {
+        ChunkTask.PREDICT: "worker.tasks.predict:predict_chunk",
+        ChunkTask.IMPORT: "worker.tasks.import_weights:import_chunk",
+    },
+    Queue.TRAINING: {ChunkTask.FINETUNE: "worker.tasks.finetune:finetune_chunk"},
+    Queue.IO: {
+        ChunkTask.PLAN: "worker.tasks.plan:plan_chunk",
+        ChunkTask.INGEST: "worker.tasks.ingest:ingest_chunk",
+        ChunkTask.EXPORT: "worker.tasks.export:export_chunk",
+    },
+}
+
+
+def make_worker(settings: Settings, queue: Queue) -> tuple[Celery, WorkerProcess]:
+    """The Celery application of one queue with its doors, and the process behind them."""
+    app = make_celery(settings)
+    process = WorkerProcess(settings, queue)
+    for task, path in _DOORS[queue].items():
+        app.task(_door(process, task, _load(path)), name=celery_task_name(task), shared=False)
+    return app, process
+
+
+def _load(path: str) -> Work:
+    module, _, name = path.partition(":")
+    work: Work = getattr(importlib.import_module(module), name)
+    return work
+
+
+def _door(process: WorkerProcess, task: ChunkTask, work: Work) -> Callable[[str, str], None]:
+    def door(chunk_id: str, tenant_id: str) -> None:
+        open_door(process, task, work, chunk_id=chunk_id, tenant_id=tenant_id)
+
+    return door
+
+
+def _connect_signals(process: WorkerProcess) -> None:
+    """Tie the process's life to Celery's. ``weak=False``: nobody else holds these functions."""
+
+    def keep_our_logging(**_: Any) -> None:
+        """Only by being connected does this keep Celery from setting up logging."""
+
+    def start(**_: Any) -> None:
+        process.start()
+        log.info("worker_started", worker=process.id, name=process.name, device=process.device)
+
+    def stop(**_: Any) -> None:
+        # At SIGTERM, before Celery waits for running tasks: they let go between ImageBatches.
+        process.stopping.set()
+
+    def close(**_: Any) -> None:
+        process.close()
+        log.info("worker_stopped", worker=process.id)
+
+    setup_logging.connect(keep_our_logging, weak=False)
+    worker_init.connect(start, weak=False)
+    worker_shutting_down.connect(stop, weak=False)
+    worker_shutdown.connect(close, weak=False)
+
+
+def main() -> None:
+    """Serve one queue until told to stop."""
+    parser = argparse.ArgumentParser(description="A Darkroom worker.")
+    parser.add_argument("--role", required=True, choices=[queue.value for queue in Queue])
+    arguments = parser.parse_args()
+    settings = load_settings()
+    configure_logging(settings.log_level, json=settings.log_format == "json")
+    logging.getLogger("celery").setLevel(logging.WARNING)
+    logging.getLogger("kombu").setLevel(logging.WARNING)
+    queue = Queue(arguments.role)
+    app, process = make_worker(settings, queue)
+    _connect_signals(process)
+    app.worker_main(
+        [
+            "worker",
+            # Threads: prefork children may have no children, and do not drain in time.
+            "--pool=threads",
+            f"--concurrency={SLOTS_OF_QUEUE[queue]}",
+            f"--queues={queue.value}",
+            f"--hostname={process.id}@{process.host}",
+            "--without-gossip",
+            "--without-mingle",
+            "--without-heartbeat",
+            "--loglevel=WARNING",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What one worker process holds: its connections, its leases, and for torch its device.
+
+Threads of the process share it. Nothing heavy is made before it is needed, so that a worker
+without torch runs in the slim image.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from app.db.session import Database
+from app.ids import WORKER, new_id
+from app.queues.names import SLOTS_OF_QUEUE, Queue
+from app.settings import Settings
+from app.storage.s3 import ObjectStore
+from worker.heartbeat import Heartbeat
+
+if TYPE_CHECKING:
+    from worker.pipeline.decode import DecodePool
+    from worker.recognisers.cache import RecogniserCache
+
+#: Weights that stay warm in one process, in bytes.
+_WARM_BYTES = 4 * 1024**3
+
+
+class WorkerProcess:
+    """One running worker: who it is, what it holds, and whether it has been told to stop."""
+
+    def __init__(self, settings: Settings, queue: Queue) -> None:
+        self.settings = settings
+        self.queue = queue
+        self.slots = SLOTS_OF_QUEUE[queue]
+        self.id = new_id(WORKER)
+        self.host = socket.gethostname()
+        self.name = f"{self.host}:{settings.worker_name or f'{queue.value}-{os.getpid()}'}"
+        self.db = Database.from_settings(settings)
+        self.store = ObjectStore.from_settings(settings)
+        #: Set once the process must stop: running chunks record what is finished and let go.
+        self.stopping = threading.Event()
+        self.heartbeat = Heartbeat(self)
+        self._decoder: DecodePool | None = None
+        self._decoder_lock = threading.Lock()
+
+    @cached_property
+    def device(self) -> str:
+        """The device that this worker computes on; ``none`` where it never does."""
+        if self.queue is Queue.IO:
+            return "none"
+        from worker.recognisers.load import choose_device
+
+        return choose_device(self.settings.device)
+
+    @cached_property
+    def recognisers(self) -> RecogniserCache:
+        """Recognisers kept warm between chunks."""
+        from worker.recognisers.cache import RecogniserCache
+
+        return RecogniserCache(_WARM_BYTES)
+
+    @property
+    def decoder(self) -> DecodePool:
+        """The decode children, started when the first image comes."""
+        from worker.pipeline.decode import DecodePool
+
+        with self._decoder_lock:
+            if self._decoder is None:
+                self._decoder = DecodePool.start(
+                    self.settings.decode_process_count,
+                    self.settings.max_image_pixels,
+                    self.settings.max_image_bytes,
+                )
+            return self._decoder
+
+    def warm_versions(self) -> list[str]:
+        """Ids of the model versions that are in memory."""
+        warm = self.__dict__.get("recognisers")
+        return warm.version_ids() if warm is not None else []
+
+    def start(self) -> None:
+        """Register, and begin to beat."""
+        if self.queue is not Queue.IO and self.settings.torch_threads:
+            import torch
+
+            torch.set_num_threads(self.settings.torch_threads)
+        self.heartbeat.start()
+
+    def close(self) -> None:
+        """Say goodbye, end the children, close the connections."""
+        self.stopping.set()
+        self.heartbeat.close()
+        if self._decoder is not None:
+            self._decoder.close()
+        self.db.close()

@@ -1,0 +1,111 @@
+"""Check weights against their architecture and register them as a model version."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from app.errors import InvalidInputError
+from app.jobs.claim import Lease
+from app.jobs.record import record_chunk
+from app.log import get_logger
+from app.models.promote import move_alias
+from app.models.register import complete_version
+from app.models.spec import ModelSpec, PreprocessSpec
+from app.uploads.tables import Upload
+from worker.heartbeat import HeldLease
+from worker.process import WorkerProcess
+from worker.recognisers.registry import default_preprocess
+from worker.recognisers.weights import check_weights, save_weights
+from worker.recognisers.zoo import fetch_torchvision_weights, imagenet_classes, torchvision_spec
+from worker.tasks.versions import fetch_upload, store_weights
+
+log = get_logger(__name__)
+
+_TORCHVISION = "torchvision:"
+
+
+def import_chunk(process: WorkerProcess, held: HeldLease) -> None:
+    """Bring the weights here, compare them with the architecture, store and register them."""
+    lease = held.lease
+    version_id = str(lease.model_version_id)
+    spec = _spec(lease)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        _bring(process, lease, path)
+        report = check_weights(path, spec)
+        stored = store_weights(process, lease, path)
+    result = {
+        "model_version": version_id,
+        "parameters": report.parameters,
+        "dtypes": list(report.dtypes),
+        "sha256": stored.sha256,
+    }
+    with process.db.tenant(lease.tenant_id) as session:
+        record_chunk(session, lease, result=result)
+        complete_version(
+            session,
+            lease.tenant_id,
+            version_id,
+            spec=spec,
+            weights_key=stored.key,
+            weights_sha256=stored.sha256,
+            weights_bytes=stored.size_bytes,
+            parameter_count=report.parameters,
+            lineage={"weights_sha256": stored.sha256},
+        )
+        if lease.options["alias"]:
+            move_alias(
+                session,
+                lease.tenant_id,
+                lease.options["model"],
+                lease.options["alias"],
+                version_id,
+            )
+    log.info("version_registered", version=version_id)
+
+
+def _spec(lease: Lease) -> ModelSpec:
+    """The version's spec: what the client named, the architecture's own where it did not."""
+    options: dict[str, Any] = lease.options
+    arch: str = options["arch"]
+    weights: str = lease.input["weights"]
+    base: ModelSpec | None = None
+    if weights.startswith(_TORCHVISION):
+        base = torchvision_spec(arch, weights.removeprefix(_TORCHVISION))
+    classes = options["classes"]
+    try:
+        return ModelSpec(
+            arch=arch,
+            classes=imagenet_classes() if classes == "imagenet" else tuple(classes),
+            preprocess=_preprocess(options["preprocess"], base, arch),
+            arch_options=base.arch_options if base is not None else {},
+        )
+    except ValueError as error:
+        raise InvalidInputError(str(error), code="spec_invalid") from None
+
+
+def _preprocess(named: dict[str, Any] | None, base: ModelSpec | None, arch: str) -> PreprocessSpec:
+    if named is not None:
+        return PreprocessSpec.from_dict(named)
+    return base.preprocess if base is not None else default_preprocess(arch)
+
+
+def _bring(process: WorkerProcess, lease: Lease, path: Path) -> None:
+    weights: str = lease.input["weights"]
+    if weights.startswith(_TORCHVISION):
+        state = fetch_torchvision_weights(lease.options["arch"], weights.removeprefix(_TORCHVISION))
+        save_weights(state, path)
+        return
+    with process.db.tenant(lease.tenant_id) as session:
+        key = session.scalar(
+            select(Upload.object_key).where(
+                Upload.id == weights, Upload.tenant_id == lease.tenant_id
+            )
+        )
+    if key is None:
+        raise InvalidInputError(f"the upload {weights} is gone", code="upload_not_found")
+    fetch_upload(process, key, path)

@@ -1,0 +1,99 @@
+"""Unpack an archive into shards, one recorded shard after the other."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+
+from app.errors import InvalidInputError, ItemError, NotFoundError
+from app.jobs.ingest import record_ingested, record_shard, record_survey
+from app.storage import keys
+from app.storage.ranged import open_ranged
+from app.uploads.archive import open_archive
+from app.uploads.judge import ImageLimits, judge_image
+from app.uploads.labels import Labels
+from app.uploads.members import ArchiveLimits, Member
+from app.uploads.pack import PackedShard, ShardWriter
+from app.uploads.tables import Upload
+from worker.heartbeat import HeldLease
+from worker.process import WorkerProcess
+from worker.tasks.door import let_go
+
+
+def ingest_chunk(process: WorkerProcess, held: HeldLease) -> None:
+    """Judge every member by its content and pack the images; goes on where a loss left off."""
+    lease, settings = held.lease, process.settings
+    archive_key = _archive_key(process, held)
+    file = open_ranged(process.store, settings.bucket, archive_key)
+    archive = open_archive(file, ArchiveLimits.from_settings(settings))
+    survey = archive.survey()
+    labels = Labels(survey)
+    if not survey.item_count:
+        raise InvalidInputError("the archive holds no files", code="archive_empty")
+    cursor = lease.cursor
+    if cursor is None:
+        with process.db.tenant(lease.tenant_id) as session:
+            record_survey(session, lease, survey.item_count, lease_seconds=settings.lease_seconds)
+        cursor = {"members": 0, "shards": 0}
+    upload_id = lease.input["upload"]
+    writer = ShardWriter(
+        max_bytes=settings.shard_bytes,
+        max_items=settings.shard_items,
+        key_of=lambda number: keys.shard(lease.tenant_id, upload_id, number),
+        first_number=cursor["shards"],
+        first_ordinal=cursor["members"],
+    )
+    limits = ImageLimits.from_settings(settings)
+    for member in archive.members(start=cursor["members"]):
+        if held.should_stop():
+            let_go(process, held)
+            return
+        full = _pack(writer, member, labels, limits)
+        if full is not None:
+            _keep(process, held, full)
+    last = writer.finish()
+    if last is not None:
+        _keep(process, held, last)
+    with process.db.tenant(lease.tenant_id) as session:
+        record_ingested(
+            session,
+            lease,
+            archive_format=archive.format,
+            label_faults=labels.faults,
+            label_fault_count=labels.fault_count,
+        )
+
+
+def _archive_key(process: WorkerProcess, held: HeldLease) -> str:
+    lease = held.lease
+    with process.db.tenant(lease.tenant_id) as session:
+        key = session.scalar(
+            select(Upload.object_key).where(
+                Upload.id == lease.input["upload"], Upload.tenant_id == lease.tenant_id
+            )
+        )
+    if key is None:
+        raise NotFoundError(f"the upload {lease.input['upload']} is gone", code="upload_not_found")
+    return key
+
+
+def _pack(
+    writer: ShardWriter, member: Member, labels: Labels, limits: ImageLimits
+) -> PackedShard | None:
+    """Add one member; returns a shard where one is now full."""
+    try:
+        content = member.read()
+        facts = judge_image(content, limits)
+    except ItemError as error:
+        return writer.fail(member.name, error)
+    label, split = labels.of(member.name)
+    return writer.add(member.name, content, facts, label, split)
+
+
+def _keep(process: WorkerProcess, held: HeldLease, shard: PackedShard) -> None:
+    """Store the shard, then record it: what is recorded always exists."""
+    lease, settings = held.lease, process.settings
+    if shard.entries:
+        process.store.put(settings.bucket, shard.key, shard.body, "application/x-tar")
+    with process.db.tenant(lease.tenant_id) as session:
+        record_shard(session, lease, shard, lease_seconds=settings.lease_seconds)
+    held.report(shard.hi)

@@ -1,0 +1,18 @@
+"""Cut a job's input into chunks."""
+
+from __future__ import annotations
+
+from app.jobs.plan import plan_job
+from worker.heartbeat import HeldLease
+from worker.process import WorkerProcess
+
+
+def plan_chunk(process: WorkerProcess, held: HeldLease) -> None:
+    """Plan the job; a long input is committed part by part."""
+    plan_job(
+        process.db,
+        process.store,
+        process.settings,
+        held.lease,
+        cancelled=held.cancelled.is_set,
+    )

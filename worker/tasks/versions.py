@@ -1,0 +1,139 @@
+"""Weights on their way: from the store to a recogniser in memory, and from a job to the store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from app.errors import ConflictError, StorageError
+from app.jobs.claim import Lease
+from app.models.resolve import get_version, spec_of
+from app.models.spec import ModelSpec
+from app.models.states import VersionState
+from app.storage import keys
+from app.storage.s3 import ObjectStore
+from worker.process import WorkerProcess
+
+if TYPE_CHECKING:
+    from worker.recognisers.load import Recogniser
+
+_COPY_BYTES = 4 * 1024 * 1024
+
+
+def warm_recogniser(process: WorkerProcess, tenant_id: str, version_id: str) -> Recogniser:
+    """The version's recogniser, loaded at most once per process while it stays warm.
+
+    Raises:
+        ConflictError: the version has no weights to serve with.
+        InvalidInputError: the weights are not those that were registered.
+        StorageError: they could not be fetched; trying again may help.
+    """
+
+    def load() -> Recogniser:
+        from worker.recognisers.load import load_recogniser
+
+        spec, key, sha256 = _look_up(process, tenant_id, version_id)
+        path = fetch_file(
+            process.store,
+            process.settings.bucket,
+            key,
+            sha256=sha256,
+            folder=process.settings.cache_dir.expanduser() / "weights",
+        )
+        return load_recogniser(spec, path, process.device, sha256=sha256)
+
+    return process.recognisers.get(version_id, load)
+
+
+def fetch_file(store: ObjectStore, bucket: str, key: str, *, sha256: str, folder: Path) -> Path:
+    """A local copy of an object under the name of its digest; fetched where it is not there.
+
+    Raises:
+        StorageError: the object is not the one with this digest.
+    """
+    path = folder / f"{sha256}.safetensors"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            stream = store.open(bucket, key)
+            try:
+                while data := stream.read(_COPY_BYTES):
+                    digest.update(data)
+                    file.write(data)
+            finally:
+                stream.close()
+        if digest.hexdigest() != sha256:
+            raise StorageError(f"{key} arrived with the digest {digest.hexdigest()}, not {sha256}")
+        # Renamed whole: another process never sees a part of the file.
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeights:
+    """Where a weights file lies now, and what it is."""
+
+    key: str
+    sha256: str
+    size_bytes: int
+
+
+def store_weights(process: WorkerProcess, lease: Lease, path: Path) -> StoredWeights:
+    """Put a weights file in its place in the object store.
+
+    The attempt is part of the key: a worker that lost its lease and does not know it yet
+    must not overwrite what the next attempt has registered.
+
+    Raises:
+        StorageError: it could not be written; trying again may help.
+    """
+    name = f"{lease.model_version_id}.{lease.attempt}"
+    key = keys.weights(lease.tenant_id, name)
+    digest = hashlib.sha256()
+    bucket = process.settings.bucket
+    with (
+        path.open("rb") as file,
+        process.store.writer(bucket, key, "application/octet-stream") as writer,
+    ):
+        while data := file.read(_COPY_BYTES):
+            digest.update(data)
+            writer.write(data)
+    return StoredWeights(key, digest.hexdigest(), path.stat().st_size)
+
+
+def fetch_upload(process: WorkerProcess, key: str, path: Path) -> None:
+    """Copy an uploaded object to a local file.
+
+    Raises:
+        ObjectMissingError: it is not there.
+        StorageError: it could not be read; trying again may help.
+    """
+    stream = process.store.open(process.settings.bucket, key)
+    try:
+        with path.open("wb") as file:
+            while data := stream.read(_COPY_BYTES):
+                file.write(data)
+    finally:
+        stream.close()
+
+
+def _look_up(process: WorkerProcess, tenant_id: str, version_id: str) -> tuple[ModelSpec, str, str]:
+    with process.db.tenant(tenant_id) as session:
+        version = get_version(session, tenant_id, version_id)
+        if version.state not in (VersionState.READY, VersionState.ARCHIVED):
+            raise ConflictError(
+                f"model version {version_id} is {version.state}", code="model_not_ready"
+            )
+        assert version.weights_key is not None
+        assert version.weights_sha256 is not None
+        return spec_of(version), version.weights_key, version.weights_sha256
