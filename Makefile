@@ -1,0 +1,70 @@
+# Everything runs from here. Needed beforehand: Python 3.11 or newer, and make.
+# All packages go into .venv, at the versions and hashes of requirements.lock.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The first Python that is new enough; `make PYTHON=/path/to/python …` chooses another.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& { echo $$python; break; }; done)
+BIN := .venv/bin
+READY := .venv/.darkroom-ready
+
+# Recognising: an architecture of torchvision and its weights, for `make demo-photos`.
+ARCH ?= squeezenet1_0
+
+.PHONY: help
+help: ## List what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+.PHONY: demo
+demo: $(READY) ## Train on handwritten digits, recognise the rest, export; offline, real parts
+	@$(BIN)/darkroom demo
+
+.PHONY: demo-photos
+demo-photos: $(READY) ## Recognise PHOTOS=zip with WEIGHTS=safetensors [ARCH=squeezenet1_0]
+	@test -n "$(PHOTOS)" -a -n "$(WEIGHTS)" \
+		|| { echo 'say which: make demo-photos PHOTOS=photos.zip WEIGHTS=weights.safetensors' >&2; exit 2; }
+	@$(BIN)/darkroom demo-photos --photos "$(PHOTOS)" --weights "$(WEIGHTS)" --arch "$(ARCH)"
+
+.PHONY: up
+up: $(READY) ## Start the whole service on this machine
+	@$(BIN)/darkroom up
+
+.PHONY: check
+check: $(READY) ## Style, types, import directions, tables against migrations
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m tests.architecture.check_migrations
+
+.PHONY: test
+test: check ## check, then every test
+	$(BIN)/python -m pytest
+
+.PHONY: lock
+lock: $(READY) ## Resolve all dependencies again and write the lock files
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+		--all-extras -o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+		--constraint requirements.lock -o deploy/api.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+		-o deploy/bootstrap.lock deploy/bootstrap.in
+
+.PHONY: install
+install: $(READY) ## Make .venv
+
+# The last file written, so that an installation that was broken off is done again.
+$(READY): requirements.lock deploy/bootstrap.lock pyproject.toml
+	@test -n "$(PYTHON)" \
+		|| { echo 'Darkroom needs Python 3.11 or newer; name one: make PYTHON=/path/to/python' >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo 'installing the locked packages into .venv; the first time takes minutes'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/bootstrap.lock
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock deploy/bootstrap.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
