@@ -1,0 +1,136 @@
+"""``darkroom datasets freeze | list | show``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli.connect import GuardedGroup, JsonFlag, connect
+from app.cli.console import print_fields, print_json, print_table, say
+from app.cli.inputs import read_fractions
+from app.cli.words import ago_text, count_text
+
+if TYPE_CHECKING:
+    from app.client.values import DatasetVersion
+
+app = typer.Typer(
+    cls=GuardedGroup, help="Freeze labelled images and list them.", no_args_is_help=True
+)
+
+
+@app.command()
+def freeze(
+    context: typer.Context,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the dataset.", show_default=False)
+    ],
+    upload: Annotated[
+        str, typer.Option("--upload", "-u", help="upl_… with labels.", show_default=False)
+    ],
+    split: Annotated[
+        str | None,
+        typer.Option(help="train,validation,test or train,test that add up to 1.", metavar="PARTS"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Another seed, another split.")] = None,
+    skip_unlabelled: Annotated[
+        bool, typer.Option("--skip-unlabelled", help="Leave out images without a label.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Freeze an upload's labelled images into a version; the same images give the same version."""
+    fractions = read_fractions(split)
+    with connect(context) as darkroom:
+        version = darkroom.datasets.freeze(
+            name, upload, fractions=fractions, seed=seed, skip_unlabelled=skip_unlabelled
+        )
+    if as_json:
+        print_json(version.raw)
+        return
+    say(f"{name}@{version.number}  {_splits_text(version)}, {_classes_text(version)}")
+
+
+@app.command("list")
+def list_datasets(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Only this dataset.", show_default=False)
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List dataset versions."""
+    with connect(context) as darkroom:
+        names = [name] if name else [dataset.name for dataset in darkroom.datasets.list()]
+        rows = [(each, version) for each in names for version in darkroom.datasets.versions(each)]
+    if as_json:
+        print_json([version.raw for _, version in rows])
+        return
+    print_table(
+        ("dataset", "images", "splits", "classes", "content", "frozen"),
+        [
+            (
+                f"{each}@{version.number}",
+                f"{version.sample_count:,}",
+                _splits_text(version),
+                f"{len(version.classes):,}",
+                version.content_sha256[:12],
+                ago_text(version.created_at),
+            )
+            for each, version in rows
+        ],
+        right=("images", "classes"),
+        wrap=("splits",),
+        empty="no datasets",
+    )
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    reference: Annotated[
+        str, typer.Argument(metavar="DATASET", help="NAME (latest) or NAME@NUMBER.")
+    ],
+    as_json: JsonFlag = False,
+) -> None:
+    """Show one dataset version: images by class and split."""
+    name, _, number = reference.partition("@")
+    if number and not number.isdigit():
+        raise typer.BadParameter(f"{reference!r} is not of the form NAME@NUMBER")
+    with connect(context) as darkroom:
+        if number:
+            version = darkroom.datasets.get(name, int(number))
+        else:
+            version = max(darkroom.datasets.versions(name), key=lambda each: each.number)
+    if as_json:
+        print_json(version.raw)
+        return
+    print_fields(
+        (
+            ("dataset", f"{name}@{version.number}"),
+            ("id", version.id),
+            ("images", count_text(version.sample_count)),
+            ("content", version.content_sha256),
+            ("from", " ".join(f"{key}={value}" for key, value in version.source.items()) or None),
+            ("frozen", ago_text(version.created_at)),
+        )
+    )
+    splits = list(version.counts)
+    print_table(
+        ("class", *splits),
+        [
+            (each, *(f"{version.counts[split].get(each, 0):,}" for split in splits))
+            for each in version.classes
+        ],
+        right=splits,
+    )
+
+
+def _splits_text(version: DatasetVersion) -> str:
+    totals = Counter({split: sum(counts.values()) for split, counts in version.counts.items()})
+    shown = [f"{total:,} {split}" for split, total in totals.items() if total]
+    return ", ".join(shown) or count_text(version.sample_count, "image")
+
+
+def _classes_text(version: DatasetVersion) -> str:
+    return count_text(len(version.classes), "class", "classes")

@@ -1,0 +1,79 @@
+"""``darkroom finetune``: teach a recogniser the classes of a dataset version."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from app.cli.connect import JsonFlag, connect
+from app.cli.console import note, print_json, say
+from app.cli.follow import finish, follow
+from app.cli.inputs import read_pairs
+
+
+def finetune(
+    context: typer.Context,
+    dataset: Annotated[
+        str, typer.Option("--dataset", "-d", help="NAME@NUMBER, or NAME.", show_default=False)
+    ],
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="Model to make a version of.", show_default=False),
+    ],
+    arch: Annotated[str | None, typer.Option(help="Architecture.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
+    train_batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Images per step.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Size of a step.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Momentum of SGD.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay of SGD.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="cosine or constant.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same run.")] = None,
+    alias: Annotated[
+        str, typer.Option(help="Alias to point at it; empty for none.")
+    ] = "production",
+    metadata: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE kept with the job; repeat for more.")
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show every epoch until it is over.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="The same without showing.")] = False,
+    timeout: Annotated[
+        float | None, typer.Option(min=1, help="Seconds to watch or wait at most.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a recogniser on a dataset version and register what comes out.
+
+    What is not given takes the service's default.
+    """
+    pairs = read_pairs(metadata or ())
+    with connect(context) as darkroom:
+        job = darkroom.jobs.submit_finetune(
+            dataset,
+            model,
+            alias=alias or None,
+            metadata=pairs,
+            arch=arch,
+            epochs=epochs,
+            train_batch_size=train_batch_size,
+            learning_rate=learning_rate,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            seed=seed,
+        )
+        if watch or wait:
+            if not as_json:
+                note(f"job {job.id}")
+            quiet = as_json or not watch
+            job = follow(darkroom, job.id, quiet=quiet, timeout=timeout)
+            raise typer.Exit(finish(darkroom, job, as_json=as_json))
+        if as_json:
+            print_json(job.raw)
+            return
+        say(job.id)
+        note(f"submitted; follow it with: darkroom watch {job.id}")

@@ -1,0 +1,180 @@
+"""Follows a job to its end: its bar, its epochs, its summary, its exit code."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from app.cli.console import (
+    note,
+    print_faults,
+    print_json,
+    say,
+    stderr,
+    stdout,
+    warn,
+)
+from app.cli.exits import EXIT_OF_STATE, Exit
+from app.cli.progress import Bar, images_facts
+from app.cli.words import STATE_STYLE, count_text, duration_text, rate_text
+
+if TYPE_CHECKING:
+    from app.client import Darkroom
+    from app.client.values import Job, Metric
+
+_TITLE = {
+    "predict": "recognising",
+    "ingest": "unpacking",
+    "finetune": "training",
+    "export": "exporting",
+    "import": "importing",
+}
+#: Failed items read for the summary of their codes.
+_MOST_FAILED = 10_000
+
+
+def follow(
+    darkroom: Darkroom, job_id: str, *, quiet: bool = False, timeout: float | None = None
+) -> Job:
+    """The job once it is over, with a bar on the way unless ``quiet``."""
+    if quiet:
+        return darkroom.jobs.wait(job_id, timeout)
+    view = JobView(darkroom)
+    try:
+        with view.bar:
+            return darkroom.jobs.wait(job_id, timeout, view.changed)
+    except KeyboardInterrupt:
+        note(f"stopped watching; the job goes on: darkroom watch {job_id}")
+        raise
+
+
+class JobView:
+    """The bar of a job, moved by each of its answers."""
+
+    def __init__(self, darkroom: Darkroom) -> None:
+        self._darkroom = darkroom
+        self.bar = Bar("waiting")
+        self._epochs_shown = 0
+
+    def changed(self, job: Job) -> None:
+        """Show what is new."""
+        if job.kind == "finetune":
+            self._show_epochs(job)
+        title = _TITLE.get(job.kind, job.kind)
+        if job.state in ("validating", "queued", "cancelling"):
+            title = {"validating": "reading the input"}.get(job.state, job.state)
+            if job.kind == "ingest" and job.state == "validating":
+                title = "queued"
+        self.bar.show(_fraction(job), _facts(job), title=title, last=job.is_over)
+
+    def _show_epochs(self, job: Job) -> None:
+        step = job.progress.step or 0
+        if step <= self._epochs_shown and not job.is_over:
+            return
+        rows: dict[int, list[Metric]] = {}
+        for metric in self._darkroom.jobs.metrics(job.id):
+            rows.setdefault(metric.step, []).append(metric)
+        for number in sorted(rows):
+            if number > self._epochs_shown:
+                self._epochs_shown = number
+                self.bar.line(epoch_line(number, job.progress.steps, rows[number]))
+
+
+def epoch_line(number: int, epochs: int | None, metrics: list[Metric]) -> str:
+    """``epoch  3/30  accuracy 0.9512  loss 0.1630``."""
+    width = len(str(epochs or number))
+    of = f"/{epochs}" if epochs else ""
+    values = "  ".join(f"{each.name} {_number(each.value)}" for each in metrics)
+    return f"epoch {number:>{width}}{of}  {values}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if 0.001 <= abs(value) < 100 or value == 0 else f"{value:.4g}"
+
+
+def _fraction(job: Job) -> float | None:
+    if job.state == "succeeded":
+        return 1.0
+    if job.progress.fraction is not None:
+        return job.progress.fraction
+    if job.progress.steps:
+        return (job.progress.step or 0) / job.progress.steps
+    return None
+
+
+def _facts(job: Job) -> str:
+    counts = job.counts
+    if job.progress.steps:
+        unit = job.progress.unit or "step"
+        facts = f"{unit} {job.progress.step or 0} of {job.progress.steps}"
+        if job.eta_seconds is not None and not job.is_over:
+            facts += f", {duration_text(job.eta_seconds)} left"
+        return facts
+    if not counts.total and not counts.done:
+        return ""
+    if job.kind == "ingest" and not job.is_over:
+        # The number of members is known only at the end of the archive.
+        rate = f", {rate_text(job.images_per_second)} images/s" if job.images_per_second else ""
+        return count_text(counts.done, "image") + rate
+    return images_facts(
+        counts.done, counts.total, counts.failed, job.images_per_second, job.eta_seconds
+    )
+
+
+def finish(darkroom: Darkroom, job: Job, *, as_json: bool = False) -> Exit:
+    """Print how the job ended and return the exit code that says so."""
+    if as_json:
+        print_json(job.raw)
+        return EXIT_OF_STATE.get(job.state, Exit.FAILED)
+    counts = job.counts
+    mark = {"succeeded": "✓", "partially_succeeded": "!", "cancelled": "–"}.get(job.state, "✗")
+    line = f"{mark} {job.id} {job.state.replace('_', ' ')}"
+    facts = []
+    if counts.total:
+        facts.append(count_text(counts.total, "image"))
+    if job.seconds is not None:
+        facts.append(f"in {duration_text(job.seconds)}")
+    if facts:
+        line += ": " + " ".join(facts)
+    if job.images_per_second:
+        line += f", {rate_text(job.images_per_second)} images/s"
+    say(line, style=STATE_STYLE.get(job.state, ""))
+    if job.error:
+        _say_error(job.error)
+    if counts.failed:
+        _say_failed(darkroom, job)
+    if counts.cancelled:
+        say(f"  {count_text(counts.cancelled, 'image')} not touched")
+    for name, value in (job.result or {}).items():
+        if value is not None and not isinstance(value, (dict, list)):
+            say(f"  {name.replace('_', ' ')}: {value}")
+    return EXIT_OF_STATE.get(job.state, Exit.FAILED)
+
+
+def _say_error(error: Any) -> None:
+    stderr().print(
+        f"  {error.get('detail', '')} [{error.get('code', '')}]",
+        style="red",
+        markup=False,
+        soft_wrap=True,
+    )
+    print_faults(stderr().print, error.get("errors") or (), error.get("errors_total"))
+
+
+def _say_failed(darkroom: Darkroom, job: Job) -> None:
+    """How many items failed by code, with one name for each."""
+    codes: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for seen, item in enumerate(darkroom.jobs.errors(job.id)):
+        if seen >= _MOST_FAILED:
+            break
+        code = str((item.error or {}).get("code", "unknown"))
+        codes[code] += 1
+        first.setdefault(code, item.source or item.custom_id)
+    more = "" if sum(codes.values()) >= job.counts.failed else " (of those looked at)"
+    warn(f"  {count_text(job.counts.failed, 'image')} failed{more}:")
+    for code, count in codes.most_common():
+        warn(f"    {count:>6,}  {code}, such as {first[code]}")
+    stdout().print(
+        f"  see them all: darkroom results {job.id} --only failed", markup=False, soft_wrap=True
+    )

@@ -1,0 +1,88 @@
+"""``darkroom keys create | list | revoke``."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+
+from app.cli.connect import GuardedGroup, JsonFlag, connect
+from app.cli.console import note, print_json, print_table, say
+from app.cli.words import ago_text
+
+app = typer.Typer(cls=GuardedGroup, help="Make, list and revoke API keys.", no_args_is_help=True)
+
+
+@app.command()
+def create(
+    context: typer.Context,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="What the key is for.", show_default=False)
+    ],
+    scope: Annotated[
+        list[str],
+        typer.Option(
+            help="jobs:read, jobs:write, models:read, models:write, labels:write, exports or "
+            "admin; repeat for more.",
+            show_default=False,
+        ),
+    ],
+    days: Annotated[
+        int | None, typer.Option(min=1, help="Life in days; without it the key does not expire.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a key. It is shown once."""
+    expires_at = datetime.now(UTC) + timedelta(days=days) if days else None
+    with connect(context) as darkroom:
+        key = darkroom.keys.create(name, scope, expires_at=expires_at)
+    if as_json:
+        print_json(key.raw)
+        return
+    say(key.text or key.id)
+    note(f"{key.id}: keep it now, it is not shown again")
+
+
+@app.command("list")
+def list_keys(context: typer.Context, as_json: JsonFlag = False) -> None:
+    """List keys, without their secrets."""
+    with connect(context) as darkroom:
+        keys = list(darkroom.keys.list())
+    if as_json:
+        print_json([key.raw for key in keys])
+        return
+    now = datetime.now(UTC)
+    print_table(
+        ("key", "name", "scopes", "made", "last used", "state"),
+        [
+            (
+                key.id,
+                key.name,
+                " ".join(key.scopes),
+                ago_text(key.created_at),
+                ago_text(key.last_used_at) if key.last_used_at else "never",
+                "revoked"
+                if key.revoked_at
+                else "expired"
+                if key.expires_at and key.expires_at <= now
+                else f"until {key.expires_at.date()}"
+                if key.expires_at
+                else "live",
+            )
+            for key in keys
+        ],
+        wrap=("scopes",),
+        empty="no keys",
+    )
+
+
+@app.command()
+def revoke(
+    context: typer.Context,
+    key_id: Annotated[str, typer.Argument(metavar="KEY", help="key_…", show_default=False)],
+) -> None:
+    """End a key at once."""
+    with connect(context) as darkroom:
+        darkroom.keys.revoke(key_id)
+    say(f"{key_id} revoked")

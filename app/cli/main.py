@@ -1,0 +1,123 @@
+"""The command line: ``darkroom``."""
+
+from __future__ import annotations
+
+from inspect import cleandoc
+from typing import Annotated, Any
+
+import typer
+
+from app.cli import datasets, keys, models, uploads
+from app.cli.connect import GuardedGroup, JsonFlag, Service, connect
+from app.cli.doctor import doctor
+from app.cli.exits import EXIT_CODES
+from app.cli.finetune import finetune
+from app.cli.jobs import cancel, export, list_jobs, results, show_job, watch
+from app.cli.migrate import migrate
+from app.cli.settings import settings
+from app.cli.submit import submit
+
+_IMAGES = "Images in, results out"
+_MODELS = "Models and data"
+_SERVICE = "The service"
+
+#: Loaded only when it runs: it brings the database and every local part along.
+_UP = "up"
+
+
+class Commands(GuardedGroup):
+    """The root: loads `up` only when it is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that ``args`` name, the real one of `up` included."""
+        if args and args[0] == _UP:
+            from app.cli.up import up
+
+            app = typer.Typer(add_completion=False)
+            app.command(_UP)(up)
+            command = typer.main.get_command(app)
+            return _UP, command, args[1:]
+        return super().resolve_command(ctx, args)
+
+
+def _epilog() -> str:
+    width = max(len(str(code.value)) for code in EXIT_CODES)
+    lines = [f"{code.value:>{width}}  {meaning}" for code, meaning in EXIT_CODES.items()]
+    return "\n".join(["Exit codes (`darkroom up --help` names those of `up`)", *lines])
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog=_epilog(),
+)
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Address of the service; else DARKROOM_URL.", show_default=False),
+    ] = None,
+) -> None:
+    """Hand over a batch of images, walk away, get labelled results.
+
+    The service is found by DARKROOM_URL and DARKROOM_API_KEY, or by what `darkroom up`
+    left on this machine. Every command that answers takes --json.
+    """
+    service = context.ensure_object(Service)
+    service.url = url or service.url
+
+
+@app.command(_UP, rich_help_panel=_SERVICE)
+def _up() -> None:
+    """Start everything on this machine: parts, API, dispatcher, workers."""
+    raise AssertionError("resolve_command hands out the real one")
+
+
+@app.command(rich_help_panel=_SERVICE)
+def openapi(context: typer.Context, as_json: JsonFlag = True) -> None:  # noqa: ARG001  always JSON
+    """Print the service's OpenAPI document."""
+    from app.cli.console import print_json
+
+    with connect(context) as darkroom:
+        print_json(darkroom.openapi())
+
+
+app.command(rich_help_panel=_IMAGES)(submit)
+app.command(rich_help_panel=_IMAGES)(watch)
+app.command("jobs", rich_help_panel=_IMAGES)(list_jobs)
+app.command("job", rich_help_panel=_IMAGES)(show_job)
+app.command(rich_help_panel=_IMAGES)(results)
+app.command(rich_help_panel=_IMAGES)(export)
+app.command(rich_help_panel=_IMAGES)(cancel)
+app.add_typer(uploads.app, name="uploads", rich_help_panel=_IMAGES)
+app.add_typer(datasets.app, name="datasets", rich_help_panel=_MODELS)
+app.add_typer(models.app, name="models", rich_help_panel=_MODELS)
+app.command(rich_help_panel=_MODELS)(finetune)
+app.add_typer(keys.app, name="keys", rich_help_panel=_SERVICE)
+app.command(rich_help_panel=_SERVICE)(settings)
+app.command(rich_help_panel=_SERVICE)(doctor)
+app.command(rich_help_panel=_SERVICE)(migrate)
+
+
+def _unwrap_help(group: typer.Typer) -> None:
+    """Make each paragraph of a docstring one line, which the terminal wraps at its own width."""
+    for command in group.registered_commands:
+        paragraphs = cleandoc((command.callback and command.callback.__doc__) or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(each.split()) for each in paragraphs)
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            _unwrap_help(inner.typer_instance)
+
+
+_unwrap_help(app)
+
+
+def main() -> None:
+    """Run the command line; the process ends with one of :data:`EXIT_CODES`."""
+    app()

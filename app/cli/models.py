@@ -1,0 +1,203 @@
+"""``darkroom models import | list | show | alias``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli.connect import GuardedGroup, JsonFlag, connect
+from app.cli.console import note, print_fields, print_json, print_table, say, state_text
+from app.cli.follow import finish, follow
+from app.cli.inputs import read_classes, send_file
+from app.cli.words import ago_text, bytes_text, count_text
+
+if TYPE_CHECKING:
+    from app.client import Darkroom
+    from app.client.values import ModelVersion
+
+app = typer.Typer(
+    cls=GuardedGroup, help="Import models, list them, move aliases.", no_args_is_help=True
+)
+
+
+@app.command("import")
+def import_model(
+    context: typer.Context,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the model.", show_default=False)
+    ],
+    arch: Annotated[
+        str, typer.Option(help="Architecture, such as squeezenet1_0.", show_default=False)
+    ],
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="A .safetensors file, upl_…, torchvision:DEFAULT or torchvision:NAME.",
+            show_default=False,
+        ),
+    ],
+    classes: Annotated[
+        str,
+        typer.Option(
+            help="A file of class names (one a line, or JSON), or imagenet.", show_default=False
+        ),
+    ],
+    alias: Annotated[
+        str, typer.Option(help="Alias to point at it; empty for none.")
+    ] = "production",
+    no_watch: Annotated[
+        bool, typer.Option("--no-watch", help="Do not wait for the check.")
+    ] = False,
+    timeout: Annotated[float | None, typer.Option(min=1, help="Seconds to watch at most.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check weights against an architecture and register them as an immutable version."""
+    names = read_classes(classes)
+    with connect(context) as darkroom:
+        job = darkroom.models.import_weights(
+            name,
+            arch=arch,
+            weights=_weights(darkroom, weights, quiet=as_json),
+            classes=names,
+            alias=alias or None,
+        )
+        if no_watch:
+            print_json(job.raw) if as_json else say(job.id)
+            return
+        job = follow(darkroom, job.id, quiet=as_json, timeout=timeout)
+        raise typer.Exit(finish(darkroom, job, as_json=as_json))
+
+
+def _weights(darkroom: Darkroom, text: str, *, quiet: bool) -> str:
+    """A reference the service knows; a local file is uploaded."""
+    if text.startswith(("torchvision:", "upl_")) and not Path(text).exists():
+        return text
+    added = send_file(darkroom, Path(text), kind="weights", quiet=quiet)
+    if not quiet:
+        note(f"upload {added.upload.id}")
+    return added.upload.id
+
+
+@app.command("list")
+def list_models(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Only this model.", show_default=False)
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List model versions with their aliases and scores."""
+    with connect(context) as darkroom:
+        names = [name] if name else [model.name for model in darkroom.models.list()]
+        rows = [(each, version) for each in names for version in darkroom.models.versions(each)]
+    if as_json:
+        print_json([version.raw for _, version in rows])
+        return
+    print_table(
+        ("model", "alias", "state", "arch", "classes", "size", "accuracy", "made"),
+        [
+            (
+                f"{each}@{version.number}",
+                " ".join(f"@{alias}" for alias in version.aliases),
+                state_text(version.state),
+                version.arch,
+                f"{len(version.classes):,}" if version.classes else "",
+                bytes_text(version.weights_bytes) if version.weights_bytes else "",
+                _accuracy(version),
+                ago_text(version.created_at),
+            )
+            for each, version in rows
+        ],
+        right=("classes", "size", "accuracy"),
+        empty="no models",
+    )
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    reference: Annotated[
+        str, typer.Argument(metavar="MODEL", help="NAME (@production), NAME@ALIAS or NAME@NUMBER.")
+    ],
+    as_json: JsonFlag = False,
+) -> None:
+    """Show one model version: preprocessing, classes, digests, scores, lineage."""
+    with connect(context) as darkroom:
+        name, version = _resolve(darkroom, reference)
+    if as_json:
+        print_json(version.raw)
+        return
+    classes = ", ".join(version.classes[:8]) + (" …" if len(version.classes) > 8 else "")
+    print_fields(
+        (
+            ("model", f"{name}@{version.number}"),
+            ("id", version.id),
+            ("state", state_text(version.state)),
+            ("aliases", " ".join(f"@{alias}" for alias in version.aliases) or None),
+            ("arch", version.arch),
+            (
+                "parameters",
+                count_text(version.parameter_count) if version.parameter_count else None,
+            ),
+            ("weights", bytes_text(version.weights_bytes) if version.weights_bytes else None),
+            ("weights sha256", version.weights_sha256),
+            ("preprocess", _pairs(version.preprocess)),
+            ("preprocess sha256", version.preprocess_sha256),
+            ("classes", f"{len(version.classes):,}: {classes}" if version.classes else None),
+            ("scores", _pairs(version.scores)),
+            ("lineage", _pairs(version.lineage)),
+            ("made", ago_text(version.created_at)),
+        )
+    )
+
+
+@app.command("alias")
+def set_alias(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")],
+    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="Such as production.")],
+    number: Annotated[int, typer.Argument(metavar="NUMBER", min=1, help="Version to point at.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Point MODEL@ALIAS at a version."""
+    with connect(context) as darkroom:
+        version = darkroom.models.set_alias(name, alias.removeprefix("@"), number)
+    if as_json:
+        print_json(version.raw)
+        return
+    say(f"{name}@{alias.removeprefix('@')} is now {name}@{number}")
+
+
+def _resolve(darkroom: Darkroom, reference: str) -> tuple[str, ModelVersion]:
+    name, _, pointer = reference.partition("@")
+    if pointer.isdigit():
+        return name, darkroom.models.get(name, int(pointer))
+    alias = pointer or "production"
+    versions = list(darkroom.models.versions(name))
+    for version in versions:
+        if alias in version.aliases:
+            return name, version
+    known = ", ".join(f"{name}@{version.number}" for version in versions)
+    raise typer.BadParameter(f"{name} has no alias {alias}; its versions are {known or 'none'}")
+
+
+def _accuracy(version: ModelVersion) -> str:
+    accuracy = (version.scores or {}).get("accuracy")
+    return f"{accuracy:.4f}" if isinstance(accuracy, (int, float)) else ""
+
+
+def _pairs(body: object) -> str | None:
+    """The plain values of a mapping; nested ones are for ``--json``."""
+    if not isinstance(body, dict):
+        return None
+    parts = []
+    for name, value in body.items():
+        if isinstance(value, float):
+            parts.append(f"{name}={value:.4g}")
+        elif isinstance(value, (str, int)):
+            parts.append(f"{name}={value}")
+        elif isinstance(value, list) and len(value) <= 3:
+            parts.append(f"{name}={','.join(map(str, value))}")
+    return " ".join(parts) or None

@@ -1,0 +1,125 @@
+"""``darkroom settings``: every setting, its default, its present value, what it means."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+from urllib.parse import urlsplit, urlunsplit
+
+import typer
+
+from app.cli.connect import JsonFlag
+from app.cli.console import print_json, print_table
+from app.cli.exits import Exit
+
+
+@dataclass(frozen=True, slots=True)
+class SettingRow:
+    """One setting as it is shown; ``value`` never holds a secret."""
+
+    name: str
+    default: str
+    value: str
+    is_set: bool
+    description: str
+
+
+def setting_rows(environ: Mapping[str, str]) -> list[SettingRow]:
+    """All settings in the order of the table, with the values of ``environ``."""
+    from pydantic import SecretStr
+
+    from app.settings import Settings
+
+    rows = []
+    for field_name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        name = alias if isinstance(alias, str) else f"DARKROOM_{field_name.upper()}"
+        default = "required" if field.is_required() else _default_text(field.default)
+        given = environ.get(name)
+        is_secret = "SecretStr" in str(field.annotation) or isinstance(field.default, SecretStr)
+        value = default
+        if given is not None:
+            value = mask(given) if is_secret else given
+        rows.append(SettingRow(name, default, value, given is not None, field.description or ""))
+    return rows
+
+
+def mask(secret: str) -> str:
+    """A URL without its password; any other secret as asterisks."""
+    try:
+        parts = urlsplit(secret)
+        password = parts.password
+    except ValueError:
+        return "********"
+    if not parts.scheme or not (parts.netloc or parts.path) or "://" not in secret:
+        return "********" if secret else ""
+    if password is None:
+        return secret
+    user, host = parts.netloc.rsplit("@", 1)
+    return urlunsplit(parts._replace(netloc=f"{user.split(':', 1)[0]}:***@{host}"))
+
+
+def markdown_table() -> str:
+    """The table as README shows it: name, default, meaning."""
+    lines = ["| setting | default | meaning |", "|---|---|---|"]
+    for row in setting_rows({}):
+        default = row.default if row.default in ("", "required") else f"`{row.default}`"
+        lines.append(f"| `{row.name}` | {default} | {row.description} |")
+    return "\n".join(lines)
+
+
+def _default_text(default: Any) -> str:
+    if default is None:
+        return ""
+    text: str = default.get_secret_value() if hasattr(default, "get_secret_value") else str(default)
+    return text
+
+
+def settings(
+    as_json: JsonFlag = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table as README shows it.")
+    ] = False,
+) -> None:
+    """Show all settings with their present values; secrets are masked.
+
+    They are read from the environment of this process. Exit code 1 where they are not valid.
+    """
+    if as_markdown:
+        print(markdown_table())
+        return
+    from rich.text import Text
+
+    from app.settings import load_settings
+
+    rows = setting_rows(os.environ)
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
+    print_table(
+        ("setting", "value", "meaning"),
+        [
+            (
+                row.name,
+                Text(row.value or "–", style="bold cyan" if row.is_set else "dim"),
+                row.description,
+            )
+            for row in rows
+        ],
+        wrap=("value", "meaning"),
+    )
+    if not any(row.is_set for row in rows):
+        # A machine that only uses the client needs none of them.
+        return
+    try:
+        load_settings()
+    except Exception as error:
+        from app.cli.console import print_error
+        from app.errors import SettingsError
+
+        if not isinstance(error, SettingsError):
+            raise
+        print_error(error.detail, error.code)
+        raise typer.Exit(Exit.FAILED) from None

@@ -1,0 +1,84 @@
+"""Numbers, sizes, times and states as people read them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+STATE_STYLE: dict[str, str] = {
+    "succeeded": "green",
+    "ready": "green",
+    "partially_succeeded": "yellow",
+    "failed": "bold red",
+    "expired": "red",
+    "cancelled": "dim",
+    "cancelling": "yellow",
+    "archived": "dim",
+    "running": "cyan",
+    "finalizing": "cyan",
+    "validating": "blue",
+    "queued": "blue",
+    "receiving": "blue",
+    "stored": "blue",
+    "pending": "blue",
+    "ok": "green",
+    "warn": "yellow",
+    "fail": "bold red",
+}
+
+_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+
+
+def bytes_text(count: float | None) -> str:
+    """``1.5 MB``; decimal units."""
+    if count is None:
+        return "–"
+    step = 0
+    while count >= 999.5 and step < len(_UNITS) - 1:
+        count /= 1000
+        step += 1
+    digits = 0 if step == 0 or count >= 99.5 else 1
+    return f"{count:.{digits}f} {_UNITS[step]}"
+
+
+def count_text(count: int | None, noun: str = "", plural: str | None = None) -> str:
+    """``1,797 images``; the noun in its plural where it belongs."""
+    if count is None:
+        return "–"
+    word = noun if count == 1 or not noun else plural or f"{noun}s"
+    return f"{count:,} {word}".rstrip()
+
+
+def rate_text(per_second: float | None) -> str:
+    """``1,240`` or ``3.4``: three digits that matter."""
+    if per_second is None:
+        return "–"
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
+
+
+def duration_text(seconds: float | None) -> str:
+    """``0.8 s``, ``42 s``, ``3:05``, ``1:02:03``."""
+    if seconds is None:
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def ago_text(moment: datetime | None, now: datetime | None = None) -> str:
+    """``5 min ago``; the date for what is older than a month."""
+    if moment is None:
+        return "–"
+    seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
+    for unit, length, limit in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 36), ("d", 86400, 31)):
+        if seconds / length < limit:
+            return f"{max(0, round(seconds / length))} {unit} ago"
+    return moment.date().isoformat()
+
+
+def score_text(score: float | None) -> str:
+    """A score with four digits."""
+    return "–" if score is None else f"{score:.4f}"

@@ -1,0 +1,72 @@
+"""The service as one Python object."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Self
+
+import httpx2
+
+from app.client.address import find_address
+from app.client.artifacts import Artifacts
+from app.client.datasets import Datasets
+from app.client.jobs import Jobs
+from app.client.keys import Keys
+from app.client.models import Models
+from app.client.transport import Transport
+from app.client.uploads import Uploads
+
+
+class Darkroom:
+    """A connection to one Darkroom; a context manager, safe to share between threads.
+
+    ``url`` and ``key`` default to DARKROOM_URL and DARKROOM_API_KEY, else to the
+    ``client.json`` of a `darkroom up` on this machine.
+
+        with Darkroom() as darkroom:
+            added = darkroom.uploads.add("photos.zip")
+            darkroom.jobs.wait(added.job.id)
+            job = darkroom.jobs.submit_predict({"upload": added.upload.id}, "digits")
+            darkroom.jobs.wait(job.id)
+            for result in darkroom.jobs.results(job.id):
+                print(result.custom_id, result.prediction)
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        key: str | None = None,
+        *,
+        timeout_seconds: float = 30.0,
+        http: httpx2.BaseTransport | None = None,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.address = find_address(url, key)
+        self.transport = Transport(
+            self.address, timeout_seconds=timeout_seconds, http=http, pause=pause
+        )
+        self.uploads = Uploads(self.transport)
+        self.jobs = Jobs(self.transport)
+        self.datasets = Datasets(self.transport)
+        self.models = Models(self.transport)
+        self.artifacts = Artifacts(self.transport)
+        self.keys = Keys(self.transport)
+
+    def openapi(self) -> dict[str, Any]:
+        """The service's OpenAPI document."""
+        return self.transport.call("GET", "/v1/openapi.json").json()
+
+    def workers(self) -> list[dict[str, Any]]:
+        """The worker processes that the service knows; needs the scope ``admin``."""
+        return list(self.transport.pages("/v1/workers"))
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,236 @@
+"""Submits jobs, waits for them, and iterates what they answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from app.client.errors import UNREACHABLE, WAIT_TIMEOUT, ApiError
+from app.client.transport import RETRY_STATUS, Transport, back_off
+from app.client.values import Job, Metric, Result
+
+Only = Literal["all", "succeeded", "failed"]
+
+_HOLD_SECONDS = 20.0
+#: Room for the answer to a long poll to travel.
+_SLACK_SECONDS = 15.0
+#: A service that stays away longer is gone, not restarting.
+_OUTAGE_SECONDS = 300.0
+_LEAST_PAUSE_SECONDS = 0.1
+
+
+class Jobs:
+    """``darkroom.jobs``."""
+
+    def __init__(self, transport: Transport, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._transport = transport
+        self._now = now
+
+    # Submitting
+
+    def submit_predict(
+        self,
+        source: Mapping[str, Any],
+        model: str,
+        *,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        activation: str | None = None,
+        priority: int = 0,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Recognise every image of ``source`` with ``model`` (``name``, ``name@alias`` or id).
+
+        ``source`` is one of ``{"upload": id}``, ``{"prefix": "s3://…", "include", "exclude"}``,
+        ``{"manifest": "s3://…"}``, ``{"items": […]}`` or ``{"dataset": "name@1", "split"}``.
+        """
+        return self._submit(
+            "predict",
+            input=dict(source),
+            model=model,
+            options={"top_k": top_k, "threshold": threshold, "activation": activation},
+            priority=priority,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+        )
+
+    def submit_finetune(
+        self,
+        dataset: str,
+        model: str,
+        *,
+        alias: str | None = "production",
+        priority: int = 0,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        **recipe: Any,
+    ) -> Job:
+        """Train a version of ``model`` on a dataset version; ``recipe`` as in the API's options."""
+        return self._submit(
+            "finetune",
+            input={"dataset": dataset},
+            model=model,
+            options={**recipe, "alias": alias},
+            priority=priority,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+        )
+
+    def import_weights(
+        self,
+        model: str,
+        *,
+        arch: str,
+        weights: str,
+        classes: Sequence[str] | str,
+        alias: str | None = "production",
+        preprocess: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Check weights (``upl_…`` or ``torchvision:NAME``) and register them as a version."""
+        options = {
+            "arch": arch,
+            "weights": weights,
+            "classes": classes if isinstance(classes, str) else list(classes),
+            "alias": alias,
+            "preprocess": preprocess,
+        }
+        return self._submit(
+            "import",
+            model=model,
+            options=options,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+        )
+
+    def export(
+        self,
+        job_id: str,
+        format: str = "jsonl",  # noqa: A002  the API's own word
+        *,
+        only: Only = "all",
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Write the results of a job as ``jsonl``, ``csv`` or ``parquet``."""
+        return self._submit(
+            "export",
+            input={"job": job_id},
+            options={"format": format, "only": only},
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+        )
+
+    # Watching
+
+    def get(self, job_id: str) -> Job:
+        """One job as it stands."""
+        return Job.from_dict(self._transport.call("GET", f"/v1/jobs/{job_id}").json())
+
+    def list(self, *, kind: str | None = None, state: str | None = None) -> Iterator[Job]:
+        """Every job, newest first, fetched page by page."""
+        query = {"kind": kind, "state": state}
+        return map(Job.from_dict, self._transport.pages("/v1/jobs", query, limit=100))
+
+    def wait(
+        self,
+        job_id: str,
+        timeout: float | None = None,
+        on_change: Callable[[Job], None] | None = None,
+    ) -> Job:
+        """The job once it is over; ``timeout`` in seconds, ``on_change`` sees each new answer.
+
+        One request is held by the service until something changes. A service that restarts
+        meanwhile is waited for.
+
+        Raises:
+            ApiError: refused; code ``wait_timeout`` where the job goes on beyond ``timeout``.
+        """
+        begun = heard = self._now()
+        job: Job | None = None
+        etag = ""
+        while True:
+            left = float("inf") if timeout is None else timeout - (self._now() - begun)
+            if job is not None and left <= 0:
+                raise ApiError(
+                    f"{job.id} is still {job.state} after {timeout:g} s; it goes on",
+                    code=WAIT_TIMEOUT,
+                )
+            # The first answer comes at once, so that there is something to show.
+            hold = int(max(1.0, min(_HOLD_SECONDS, left))) if job else 0
+            asked = self._now()
+            try:
+                answer = self._transport.call(
+                    "GET",
+                    f"/v1/jobs/{job_id}",
+                    query={"wait": hold or None},
+                    headers={"If-None-Match": etag} if etag else None,
+                    timeout_seconds=hold + _SLACK_SECONDS,
+                )
+            except ApiError as error:
+                away = error.code == UNREACHABLE or error.status in RETRY_STATUS
+                if job is None or not away or self._now() - heard > _OUTAGE_SECONDS:
+                    raise
+                self._transport.pause(back_off(4))
+                continue
+            heard = self._now()
+            changed = answer.status != 304 and (not etag or answer.headers.get("ETag") != etag)
+            if changed:
+                job = Job.from_dict(answer.json())
+                etag = answer.headers.get("ETag", "")
+                if on_change is not None:
+                    on_change(job)
+                if job.is_over:
+                    return job
+            # "Nothing new" before its time means that all places for waiting are taken.
+            if not changed and heard - asked < hold / 2:
+                self._transport.pause(answer.retry_after_seconds or 1.0)
+            else:
+                self._transport.pause(_LEAST_PAUSE_SECONDS)
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask a job to stop; what had finished stays."""
+        return Job.from_dict(self._transport.call("POST", f"/v1/jobs/{job_id}/cancel").json())
+
+    # Reading
+
+    def results(
+        self, job_id: str, *, only: Only = "all", page_size: int = 1000
+    ) -> Iterator[Result]:
+        """Every result, fetched page by page as it is iterated."""
+        query = {"only": None if only == "all" else only}
+        path = f"/v1/jobs/{job_id}/results"
+        return map(Result.from_dict, self._transport.pages(path, query, limit=page_size))
+
+    def errors(self, job_id: str, *, page_size: int = 1000) -> Iterator[Result]:
+        """Every failed item, fetched page by page as it is iterated."""
+        path = f"/v1/jobs/{job_id}/errors"
+        return map(Result.from_dict, self._transport.pages(path, limit=page_size))
+
+    def metrics(self, job_id: str, *, name: str | None = None) -> Iterator[Metric]:
+        """Every logged number of a job, in the order of its steps."""
+        path = f"/v1/jobs/{job_id}/metrics"
+        return map(Metric.from_dict, self._transport.pages(path, {"name": name}))
+
+    def _submit(
+        self,
+        kind: str,
+        *,
+        options: Mapping[str, Any],
+        idempotency_key: str | None,
+        **fields: Any,
+    ) -> Job:
+        """Post a job; fields and options that are None are left to the service's defaults."""
+        body: dict[str, Any] = {"kind": kind}
+        body.update({name: value for name, value in fields.items() if value})
+        # An alias of null is a choice: register, and leave every alias where it is.
+        body["options"] = {
+            name: value for name, value in options.items() if value is not None or name == "alias"
+        }
+        answer = self._transport.call(
+            "POST", "/v1/jobs", json=body, idempotency_key=idempotency_key
+        )
+        return Job.from_dict(answer.json())

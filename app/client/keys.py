@@ -1,0 +1,46 @@
+"""Makes, lists and revokes API keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from app.client.transport import Transport
+from app.client.values import Key
+
+
+class Keys:
+    """``darkroom.keys``."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(
+        self,
+        name: str,
+        scopes: Sequence[str],
+        *,
+        expires_at: datetime | None = None,
+        idempotency_key: str | None = None,
+    ) -> Key:
+        """Make a key; its ``text`` is in this answer and never again."""
+        body: dict[str, Any] = {"name": name, "scopes": list(scopes)}
+        if expires_at is not None:
+            body["expires_at"] = expires_at.isoformat()
+        answer = self._transport.call(
+            "POST", "/v1/keys", json=body, idempotency_key=idempotency_key
+        )
+        return _key(answer.json())
+
+    def list(self) -> Iterator[Key]:
+        """Every key, without secrets."""
+        return map(_key, self._transport.pages("/v1/keys"))
+
+    def revoke(self, key_id: str) -> None:
+        """End a key at once."""
+        self._transport.call("DELETE", f"/v1/keys/{key_id}")
+
+
+def _key(body: Mapping[str, Any]) -> Key:
+    return Key.from_dict(body)
