@@ -1,0 +1,73 @@
+"""Small image files, stores and networks that the tests of the worker's torch half share."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import torch
+from PIL import Image
+
+from app.errors import ObjectMissingError
+from app.models.spec import ModelSpec, PreprocessSpec
+from worker.pipeline.values import ByteStream, ItemRef
+from worker.recognisers.cnn import SmallCnn
+from worker.recognisers.load import Recogniser
+from worker.recognisers.registry import default_preprocess
+
+#: Keeps an image of this size as it is, so that tests see the decoded pixels themselves.
+AS_IS = PreprocessSpec(16, 16, "stretch", "nearest")
+MAX_PIXELS = 1_000_000
+MAX_BYTES = 1_000_000
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (16, 16), mode: str = "RGB") -> Image.Image:
+    """Smooth noise that differs by seed; smooth, so that lossy formats keep it nearly."""
+    generator = torch.Generator().manual_seed(seed)
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    noise = torch.randint(0, 256, (4, 4, bands), generator=generator, dtype=torch.uint8)
+    small = Image.frombytes(mode, (4, 4), noise.numpy().tobytes())
+    return small.resize(size, Image.Resampling.BICUBIC)
+
+
+def encode(image: Image.Image, name: str = "PNG", **options: Any) -> bytes:
+    """The image as a file of the named format."""
+    file = io.BytesIO()
+    image.save(file, name, **options)
+    return file.getvalue()
+
+
+class DictStore:
+    """A store that is a dictionary, and counts what is opened."""
+
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        self.objects = objects
+        self.opened: list[tuple[str, int | None, int | None]] = []
+
+    def open(
+        self, bucket: str, key: str, offset: int | None = None, length: int | None = None
+    ) -> ByteStream:
+        """The object's bytes, or the part asked for."""
+        self.opened.append((key, offset, length))
+        if key not in self.objects:
+            raise ObjectMissingError(f"{bucket}/{key} does not exist")
+        data = self.objects[key][offset or 0 :]
+        return io.BytesIO(data if length is None else data[:length])
+
+
+def whole_items(store: DictStore) -> list[ItemRef]:
+    """One item for each object of a store, in its order."""
+    return [ItemRef(index, "bucket", key) for index, key in enumerate(store.objects)]
+
+
+def small_spec(classes: int = 3) -> ModelSpec:
+    """A small_cnn of so many classes, named c0, c1, …"""
+    names = tuple(f"c{index}" for index in range(classes))
+    return ModelSpec("small_cnn", names, default_preprocess("small_cnn"))
+
+
+def small_recogniser(classes: int = 3) -> Recogniser:
+    """A small_cnn with random weights, the same each time, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Recogniser(small_spec(classes), SmallCnn(classes), "cpu")

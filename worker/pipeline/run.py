@@ -1,0 +1,136 @@
+"""One chunk from item references to predictions.
+
+fetch (a thread) → decode (child processes) → batch → forward (the calling thread) overlap;
+bounded queues join them and keep the order of the items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.errors import DarkroomError, ItemError
+from worker.pipeline.decode import DecodePool
+from worker.pipeline.ranking import Ranked, rank_logits
+from worker.pipeline.stream import DecodedItem, DecodedStream
+from worker.pipeline.timing import Stopwatch
+from worker.pipeline.values import (
+    ChunkOutcome,
+    ItemRef,
+    ItemResult,
+    PredictOptions,
+    ProgressReport,
+    StageSeconds,
+    StopCheck,
+    Store,
+)
+from worker.recognisers.load import Recogniser
+
+
+class CountMismatchError(DarkroomError):
+    """A chunk's results are not its items, one for one and in order."""
+
+    code = "count_mismatch"
+
+
+def run_chunk(
+    items: Sequence[ItemRef],
+    *,
+    store: Store,
+    decoder: DecodePool,
+    recogniser: Recogniser,
+    options: PredictOptions,
+    image_batch_size: int,
+    should_stop: StopCheck,
+    on_progress: ProgressReport,
+) -> ChunkOutcome:
+    """Recognise every item; one that fails carries its error and harms no other.
+
+    ``should_stop`` is asked before each ImageBatch; once it says so the outcome holds the
+    results so far, a prefix of the items. ``on_progress`` gets the number of items ended
+    so far. The device is used under ``recogniser.lock``.
+
+    Raises:
+        Exception: whatever unexpected a stage raised, after every stage has ended.
+    """
+    results: list[ItemResult] = []
+    stopped = False
+    wall, forward = Stopwatch(), Stopwatch()
+    stream = DecodedStream(
+        items, store=store, decoder=decoder, preprocess=recogniser.spec.preprocess
+    )
+    with wall, stream:
+        batch: list[DecodedItem] = []
+        images = 0
+        for entry in stream:
+            batch.append(entry)
+            images += entry.pixels is not None
+            if images == image_batch_size or len(batch) == 2 * image_batch_size:
+                if stopped := should_stop():
+                    break
+                results += _recognise(batch, recogniser, options, forward)
+                batch, images = [], 0
+                on_progress(len(results))
+        if batch and not stopped and not (stopped := should_stop()):
+            results += _recognise(batch, recogniser, options, forward)
+            on_progress(len(results))
+    _require_prefix(items, results, stopped)
+    seconds = StageSeconds(
+        stream.fetch_seconds, stream.decode_seconds, forward.seconds, wall.seconds
+    )
+    return ChunkOutcome(results, stopped, seconds)
+
+
+def _recognise(
+    batch: list[DecodedItem],
+    recogniser: Recogniser,
+    options: PredictOptions,
+    forward: Stopwatch,
+) -> list[ItemResult]:
+    """Results of one ImageBatch and of the failed items between its images."""
+    images = [entry.pixels for entry in batch if entry.pixels is not None]
+    answers: Iterator[Ranked | ItemError] = iter(())
+    if images:
+        pixels = torch.from_numpy(np.stack(images))
+        with recogniser.lock, forward:
+            logits = _forward_in_parts(recogniser, pixels)
+        answers = iter(rank_logits(logits, recogniser.spec.classes, options))
+    results: list[ItemResult] = []
+    for entry in batch:
+        answer = entry.error if entry.pixels is None else next(answers)
+        if isinstance(answer, list):
+            results.append(ItemResult(entry.item.ordinal, prediction=answer))
+        else:
+            results.append(ItemResult(entry.item.ordinal, error=answer))
+    return results
+
+
+def _forward_in_parts(recogniser: Recogniser, pixels: Tensor) -> Tensor:
+    """The logits of an ImageBatch, in halves where the device has no memory for the whole."""
+    try:
+        return recogniser.forward(pixels)
+    except torch.OutOfMemoryError:
+        if len(pixels) == 1:
+            raise
+    # Outside the handler, where the failed pass's tensors are free again.
+    half = len(pixels) // 2
+    return torch.cat(
+        [
+            _forward_in_parts(recogniser, pixels[:half]),
+            _forward_in_parts(recogniser, pixels[half:]),
+        ]
+    )
+
+
+def _require_prefix(items: Sequence[ItemRef], results: list[ItemResult], stopped: bool) -> None:
+    """Count in = count out, one for one, unless stopped; then a prefix."""
+    if not stopped and len(results) != len(items):
+        raise CountMismatchError(f"{len(items)} items gave {len(results)} results")
+    for item, result in zip(items, results, strict=False):
+        if item.ordinal != result.ordinal:
+            raise CountMismatchError(
+                f"the result of item {result.ordinal} stands where item {item.ordinal} should"
+            )
