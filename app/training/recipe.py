@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,10 @@ class TrainingRecipe:
     learning_rate: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    #: Share of the target that is spread over all classes; 0 is plain cross-entropy.
+    label_smoothing: float = 0.1
+    #: ``cosine`` falls from ``learning_rate`` to nothing over the run, step by step.
+    schedule: Literal["cosine", "constant"] = "cosine"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -33,6 +37,10 @@ class TrainingRecipe:
             raise ValueError("momentum must be at least 0 and below 1")
         if not 0 <= self.weight_decay <= 1:
             raise ValueError("weight_decay must be 0…1")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError("label_smoothing must be at least 0 and below 1")
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError("schedule must be cosine or constant")
         if not 0 <= self.seed < 2**63:
             raise ValueError("seed must be 0…2^63-1")
 
