@@ -23,11 +23,13 @@ def child_specs(
     inference_workers: int,
     environment: Mapping[str, str],
     system_url: str,
+    worker_suffix: str = "",
 ) -> list[ChildSpec]:
     """The children in the order in which they are told to stop: workers, dispatcher, API.
 
     Only the dispatcher gets the system role's URL: API and workers stay under row level
-    security.
+    security. A worker takes over the leases of its namesake on this host, so folders that
+    share one database need a ``worker_suffix`` each.
     """
 
     def module(name: str, *words: str) -> list[str]:
@@ -38,7 +40,8 @@ def child_specs(
         return ChildSpec(
             name,
             module("worker.main", "--role", role),
-            {**environment, "DARKROOM_WORKER_NAME": name},
+            {**environment, "DARKROOM_WORKER_NAME": name + worker_suffix},
+            is_worker=True,
         )
 
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

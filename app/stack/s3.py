@@ -71,6 +71,8 @@ class LocalS3(Part):
             [
                 find_rclone(),
                 *("serve", "s3", "--addr", f"127.0.0.1:{self.port}"),
+                # Reading ahead costs more than it gives: a range is asked for and nothing after.
+                *("--buffer-size", "0"),
                 # No configuration of the user's own, and no keys on the command line.
                 *("--config", os.devnull, "--log-level", "NOTICE"),
                 self.objects_dir,

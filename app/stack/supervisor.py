@@ -30,6 +30,8 @@ class ChildSpec:
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    #: A worker: it serves once the database knows its pid.
+    is_worker: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,11 @@ class Supervisor:
             for child in self._children
             if child.process is not None and child.process.poll() is None
         }
+
+    @property
+    def worker_names(self) -> list[str]:
+        """The workers there should be, running or not."""
+        return [child.spec.name for child in self._children if child.spec.is_worker]
 
     def request_stop(self) -> None:
         """Ask ``run`` to return; safe in a signal handler. Asked twice, draining is cut short."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
-import http.client
+import hashlib
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 from app.clock import monotonic_seconds
+from app.db.session import Database
 from app.errors import SettingsError
 from app.stack.children import child_specs
 from app.stack.locks import FolderLock
@@ -26,6 +28,7 @@ from app.stack.processes import (
     free_port,
     port_is_free,
 )
+from app.stack.readiness import Readiness, visible_host
 from app.stack.s3 import LocalS3
 from app.stack.secrets import load_secrets
 from app.stack.supervisor import Supervisor
@@ -84,15 +87,10 @@ def run_up(
             lock = FolderLock(data_dir)
             lock.acquire(patience_seconds=options.drain_seconds + DRAIN_MARGIN_SECONDS)
             cleanup.callback(lock.release)
-            port = options.port or free_port(options.host)
-            if not port_is_free(port, options.host):
-                raise PortTakenError(
-                    f"port {port} on {options.host} is taken; stop what listens there, or "
-                    "choose another with --port"
-                )
+            port = _claim_port(options)
             stack = _start_parts(data_dir, environ, cleanup)
             prepare_database(url=stack.url, system_url=stack.system_url, admin_url=stack.admin_url)
-            address = f"http://{_visible(options.host)}:{port}"
+            address = f"http://{visible_host(options.host)}:{port}"
             key = prepare_client(
                 data_dir,
                 address=address,
@@ -110,6 +108,7 @@ def run_up(
                     inference_workers=options.inference_workers,
                     environment=stack.environment,
                     system_url=stack.system_url,
+                    worker_suffix="" if stack.own_database else f"-{_digest(data_dir)}",
                 ),
                 logs_dir=data_dir / "logs",
                 parts=stack.parts,
@@ -119,10 +118,14 @@ def run_up(
             signals.supervisor = supervisor
             try:
                 supervisor.start()
-                if supervisor.run_until(
-                    lambda: _answers(_visible(options.host), port), READY_SECONDS
-                ):
-                    say(_greeting(address, data_dir, key, monotonic_seconds() - began))
+                waiting = Readiness(visible_host(options.host), port, began)
+                with closing(Database(stack.url, stack.system_url, pool_size=1)) as db:
+                    is_ready = supervisor.run_until(
+                        lambda: waiting.is_over(db, supervisor), READY_SECONDS
+                    )
+                if is_ready:
+                    seconds = monotonic_seconds() - began
+                    say(_greeting(address, data_dir, key, waiting.loading, seconds))
                     if ready is not None:
                         ready(supervisor)
                     supervisor.run()
@@ -135,6 +138,16 @@ def run_up(
         if error.errno == errno.ENOSPC:
             raise _disk_full(options.data_dir) from error
         raise StackError(f"Darkroom cannot work in {options.data_dir}: {error}") from error
+
+
+def _claim_port(options: UpOptions) -> int:
+    port = options.port or free_port(options.host)
+    if not port_is_free(port, options.host):
+        raise PortTakenError(
+            f"port {port} on {options.host} is taken; stop what listens there, or choose "
+            "another with --port"
+        )
+    return port
 
 
 def _start_parts(data_dir: Path, environ: Mapping[str, str], cleanup: ExitStack) -> _Stack:
@@ -202,26 +215,13 @@ def _disk_full(data_dir: Path) -> DiskFullError:
     )
 
 
-def _visible(host: str) -> str:
-    """An address that a client on this machine can connect to."""
-    if host in ("0.0.0.0", "::", ""):  # noqa: S104 - compared, not bound
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
+def _digest(data_dir: Path) -> str:
+    return hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:8]
 
 
-def _answers(host: str, port: int) -> bool:
-    """Whether the API says that it is ready, which means database, Redis and S3 as well."""
-    connection = http.client.HTTPConnection(host.strip("[]"), port, timeout=5)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
-def _greeting(address: str, data_dir: Path, key: str | None, seconds: float) -> str:
+def _greeting(
+    address: str, data_dir: Path, key: str | None, loading: list[str], seconds: float
+) -> str:
     lines = [
         f"Darkroom is ready at {address} after {seconds:.1f} s.",
         f"  docs  {address}/v1/docs",
@@ -229,6 +229,8 @@ def _greeting(address: str, data_dir: Path, key: str | None, seconds: float) -> 
     ]
     if key is not None:
         lines += [f"  key   {key}", "        shown this once; the command line has it already."]
+    if loading:
+        lines.append(f"  {', '.join(loading)} still loading; jobs are taken and wait for them.")
     return "\n".join([*lines, "Ctrl-C drains and stops."])
 
 

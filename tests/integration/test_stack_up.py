@@ -19,6 +19,7 @@ import typer
 from typer.testing import CliRunner
 
 from app.cli.up import up
+from app.stack import readiness
 from app.stack import up as up_module
 from app.stack.locks import FolderLock
 from app.stack.postgres import LocalPostgres
@@ -104,6 +105,19 @@ def test_first_start_shows_a_key_once_and_stop_keeps_everything(
         "system": False,
     }
     assert not list(data_dir.glob("*/*.pid"))
+
+
+def test_greeting_names_workers_that_still_load(
+    data_dir: Path, small_api: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = vars(up_module)["child_specs"]
+    command = [sys.executable, "-c", "import signal; signal.sigwait([signal.SIGTERM])"]
+    slow = ChildSpec("inference-1", command, is_worker=True)
+    monkeypatch.setattr(up_module, "child_specs", lambda **given: [slow, *specs(**given)])
+    monkeypatch.setattr(readiness, "WORKERS_SECONDS", 0.0)
+    lines = list[str]()
+    run_up(options(data_dir), environ={}, say=lines.append, ready=Supervisor.request_stop)
+    assert "inference-1 still loading; jobs are taken and wait for them." in lines[0]
 
 
 def test_lost_client_file_gets_another_key(data_dir: Path, small_api: Path) -> None:
