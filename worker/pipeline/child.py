@@ -65,6 +65,8 @@ class ChildProcess:
         self._memory_fd = _shared_memory()
         environment = {name: os.environ[name] for name in _CHILD_ENVIRONMENT if name in os.environ}
         environment["PYTHONPATH"] = str(_ROOT)
+        # One heap: each further one reserves address space, which the child limits.
+        environment["MALLOC_ARENA_MAX"] = "1"
         with theirs:
             self._process = subprocess.Popen(
                 [

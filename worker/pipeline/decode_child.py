@@ -16,7 +16,7 @@ import socket
 import sys
 import warnings
 
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 from app.errors import ItemError
 from app.models.spec import PreprocessSpec
@@ -63,6 +63,8 @@ def _confine(max_pixels: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Our own check of the header is stricter and comes first.
     Image.MAX_IMAGE_PIXELS = None
+    # There is a child for each core already, and every thread's heap counts as address space.
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     warnings.simplefilter("ignore")
 
 
