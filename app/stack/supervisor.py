@@ -156,7 +156,7 @@ class Supervisor:
             self._step(0.05)
             for child in self._children:
                 if child.life.quick_deaths >= self._backoff.loud_after:
-                    raise StackError(f"{child.spec.name} does not stay up. {self._log_end(child)}")
+                    raise StackError(f"{child.spec.name} does not stay up.")
             if monotonic_seconds() > deadline:
                 logs = self._children[0].log_path.parent if self._children else "the logs"
                 raise StackError(f"not ready after {limit_seconds:.0f} s; look into {logs}")

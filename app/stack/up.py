@@ -99,6 +99,9 @@ def run_up(
                 pepper=stack.environment["DARKROOM_KEY_PEPPER"],
                 own_database=stack.own_database,
             )
+            if key is not None:
+                # Before anything else can fail: it is never shown again.
+                say(f"API key, shown this once (the command line has it already):\n  {key}")
             supervisor = Supervisor(
                 child_specs(
                     data_dir=data_dir,
@@ -125,7 +128,7 @@ def run_up(
                     )
                 if is_ready:
                     seconds = monotonic_seconds() - began
-                    say(_greeting(address, data_dir, key, waiting.loading, seconds))
+                    say(_greeting(address, data_dir, waiting.loading, seconds))
                     if ready is not None:
                         ready(supervisor)
                     supervisor.run()
@@ -219,16 +222,12 @@ def _digest(data_dir: Path) -> str:
     return hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:8]
 
 
-def _greeting(
-    address: str, data_dir: Path, key: str | None, loading: list[str], seconds: float
-) -> str:
+def _greeting(address: str, data_dir: Path, loading: list[str], seconds: float) -> str:
     lines = [
         f"Darkroom is ready at {address} after {seconds:.1f} s.",
         f"  docs  {address}/v1/docs",
         f"  data  {data_dir}",
     ]
-    if key is not None:
-        lines += [f"  key   {key}", "        shown this once; the command line has it already."]
     if loading:
         lines.append(f"  {', '.join(loading)} still loading; jobs are taken and wait for them.")
     return "\n".join([*lines, "Ctrl-C drains and stops."])

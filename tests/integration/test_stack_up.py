@@ -29,6 +29,7 @@ from app.stack.processes import (
     PortTakenError,
     StackError,
     free_port,
+    wait_gone,
 )
 from app.stack.s3 import LocalS3
 from app.stack.supervisor import ChildSpec, Supervisor
@@ -91,7 +92,7 @@ def test_first_start_shows_a_key_once_and_stop_keeps_everything(
         lines = list[str]()
         run_up(options(data_dir), environ={}, say=lines.append, ready=Supervisor.request_stop)
         assert lines[-1] == f"Stopped; the data stay in {data_dir}."
-        greetings.append(lines[0])
+        greetings.append("\n".join(lines))
     client = json.loads((data_dir / "client.json").read_text())
     assert client["key"].startswith("dk_")
     assert (data_dir / "client.json").stat().st_mode & 0o777 == 0o600
@@ -107,6 +108,35 @@ def test_first_start_shows_a_key_once_and_stop_keeps_everything(
     assert not list(data_dir.glob("*/*.pid"))
 
 
+# Runs `up` with the small server alone; killed by the test that started it.
+UP = """
+import sys
+from pathlib import Path
+from app.stack import up
+from app.stack.supervisor import ChildSpec
+folder = Path(sys.argv[1])
+up.child_specs = lambda **given: [ChildSpec(
+    "api", [sys.executable, "-c", sys.argv[2], str(given["port"]), str(folder / "report.json")],
+    given["environment"])]
+up.run_up(up.UpOptions(data_dir=folder, port=0), environ={}, say=lambda _: None,
+    ready=lambda supervisor: print(*supervisor.pids().values(), flush=True))
+"""
+
+
+def test_next_up_takes_over_from_one_that_was_killed(data_dir: Path, small_api: Path) -> None:
+    command = [sys.executable, "-c", UP, str(data_dir), API]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as killed:
+        assert killed.stdout is not None
+        child = int(killed.stdout.readline())
+        postgres = int((data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
+        killed.kill()
+    lines = list[str]()
+    run_up(options(data_dir), environ={}, say=lines.append, ready=Supervisor.request_stop)
+    assert lines[-1] == f"Stopped; the data stay in {data_dir}."
+    assert wait_gone(child, 0)
+    assert wait_gone(postgres, 0)
+
+
 def test_greeting_names_workers_that_still_load(
     data_dir: Path, small_api: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +147,7 @@ def test_greeting_names_workers_that_still_load(
     monkeypatch.setattr(readiness, "WORKERS_SECONDS", 0.0)
     lines = list[str]()
     run_up(options(data_dir), environ={}, say=lines.append, ready=Supervisor.request_stop)
-    assert "inference-1 still loading; jobs are taken and wait for them." in lines[0]
+    assert "inference-1 still loading; jobs are taken and wait for them." in lines[1]
 
 
 def test_lost_client_file_gets_another_key(data_dir: Path, small_api: Path) -> None:
