@@ -23,7 +23,7 @@ _LOW_DISK_BYTES = 5_000_000_000
 _NO_DISK_BYTES = 500_000_000
 _TORCH_SECONDS = 120
 #: A worker that was not seen for so long is taken for dead.
-_SILENT_SECONDS = 60
+SILENT_SECONDS = 60
 
 #: Runs in a process of its own: the service itself never imports torch.
 _TORCH_PROBE = """
@@ -177,7 +177,7 @@ def check_workers(settings: Settings) -> Check:
                     "SELECT queue, count(*) FROM workers WHERE gone_at IS NULL "
                     "AND last_seen_at > now() - make_interval(secs => :silent) GROUP BY queue"
                 ),
-                {"silent": _SILENT_SECONDS},
+                {"silent": SILENT_SECONDS},
             ).all()
     finally:
         db.close()

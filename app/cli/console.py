@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 #: Fields of an error's ``errors`` that say where, in the order they are shown.
 _WHERE = ("line", "pointer", "ordinal", "custom_id", "name")
 _MOST_ERRORS = 10
+#: Columns between two cells of a table.
+_GAP = 2
 
 
 def stdout() -> Console:
@@ -64,11 +66,13 @@ def print_table(
     *,
     right: Sequence[str] = (),
     wrap: Sequence[str] = (),
+    spare: Sequence[str] = (),
     empty: str = "none",
 ) -> None:
     """A table on stdout; columns named in ``right`` stand right, those in ``wrap`` may wrap.
 
-    Cells are text or rich ``Text``. In a pipe: aligned columns, nothing cut.
+    Where the terminal is too narrow, columns of ``spare`` are left out, the last one first: an
+    id that is cut is of no use. In a pipe: all columns, aligned, nothing cut.
     """
     if not rows:
         note(empty)
@@ -78,20 +82,40 @@ def print_table(
         _print_aligned(columns, rows, right)
         return
     from rich.box import SIMPLE_HEAD
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
-    for name in columns:
+    widths = {
+        name: max(cell_len(name), *(cell_len(str(row[place])) for row in rows))
+        for place, name in enumerate(columns)
+    }
+    shown = list(columns)
+    for name in reversed(spare):
+        fixed = (12 if each in wrap else widths[each] for each in shown)
+        if sum(fixed) + _GAP * (len(shown) - 1) <= console.width:
+            break
+        shown.remove(name)
+    table = Table(
+        box=SIMPLE_HEAD,
+        header_style="bold",
+        pad_edge=False,
+        show_edge=False,
+        collapse_padding=True,
+    )
+    for name in shown:
         is_wrapped = name in wrap
         table.add_column(
             name,
             justify="right" if name in right else "left",
             no_wrap=not is_wrapped,
             overflow="fold" if is_wrapped else "ellipsis",
+            min_width=None if is_wrapped else widths[name],
         )
+    places = [columns.index(name) for name in shown]
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+        cells = (row[place] for place in places)
+        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in cells))
     console.print(table)
 
 

@@ -67,7 +67,7 @@ def list_datasets(
         print_json([version.raw for _, version in rows])
         return
     print_table(
-        ("dataset", "images", "splits", "classes", "content", "frozen"),
+        ("dataset", "images", "splits", "classes", "frozen", "content"),
         [
             (
                 f"{each}@{version.number}",
@@ -81,6 +81,7 @@ def list_datasets(
         ],
         right=("images", "classes"),
         wrap=("splits",),
+        spare=("frozen", "content"),
         empty="no datasets",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,16 +65,16 @@ def _checks(service: Service, *, with_torch: bool) -> Iterator[Check]:
 
 def _client_checks(service: Service) -> Iterator[Check]:
     """The service as a client sees it: there, ready, the key good, workers alive."""
-    from app.cli.checks import Check, workers_verdict
+    from app.cli.checks import SILENT_SECONDS, Check, workers_verdict
     from app.client import ApiError
+    from app.queues.names import Queue
 
     with service.connect() as darkroom:
         where = darkroom.address.url
         named_by = f" (from {darkroom.address.file})" if darkroom.address.file else ""
         try:
-            ready = darkroom.transport.call("GET", "/readyz", tries=1)
+            darkroom.transport.call("GET", "/readyz", tries=1)
             yield Check("service", "ok", f"{where} is ready{named_by}")
-            del ready
         except ApiError as error:
             advice = "start it with `darkroom up`, or set DARKROOM_URL"
             if error.status:
@@ -94,10 +95,12 @@ def _client_checks(service: Service) -> Iterator[Check]:
             yield Check("workers", "warn", error.detail, "only a key with scope admin sees them")
             return
     alive: dict[str, int] = {}
+    silent = datetime.now(UTC) - timedelta(seconds=SILENT_SECONDS)
     for row in rows:
-        queue = str(row.get("queue"))
-        alive[queue] = alive.get(queue, 0) + 1
-    yield workers_verdict(alive, ["inference", "training", "io"])
+        if row.get("gone_at") is None and datetime.fromisoformat(row["last_seen_at"]) > silent:
+            queue = str(row.get("queue"))
+            alive[queue] = alive.get(queue, 0) + 1
+    yield workers_verdict(alive, [queue.value for queue in Queue])
 
 
 def _print(check: Check) -> None:

@@ -88,7 +88,9 @@ def epoch_line(number: int, epochs: int | None, metrics: list[Metric]) -> str:
     return f"epoch {number:>{width}}{of}  {values}"
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return "not finite"
     return f"{value:.4f}" if 0.001 <= abs(value) < 100 or value == 0 else f"{value:.4g}"
 
 
@@ -104,7 +106,7 @@ def _fraction(job: Job) -> float | None:
 
 def _facts(job: Job) -> str:
     counts = job.counts
-    if job.progress.steps:
+    if job.progress.steps and not counts.total:
         unit = job.progress.unit or "step"
         facts = f"{unit} {job.progress.step or 0} of {job.progress.steps}"
         if job.eta_seconds is not None and not job.is_over:

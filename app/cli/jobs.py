@@ -25,7 +25,7 @@ from app.cli.progress import TransferBar
 from app.cli.words import ago_text, bytes_text, duration_text, rate_text, score_text
 
 if TYPE_CHECKING:
-    from app.client.values import Job, Result
+    from app.client.values import Job, Named, Result
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="job_…", show_default=False)]
 Timeout = Annotated[float | None, typer.Option(min=1, help="Seconds to watch at most.")]
@@ -78,6 +78,7 @@ def list_jobs(
             for job in jobs
         ],
         right=("done", "failed", "rate", "took"),
+        spare=("failed", "rate", "took", "submitted"),
         empty="no jobs",
     )
 
@@ -86,7 +87,7 @@ def _done_text(job: Job) -> str:
     if job.counts.total or job.counts.done:
         return f"{job.counts.done:,}/{job.counts.total:,}"
     if job.progress.steps:
-        return f"{job.progress.step or 0}/{job.progress.steps}"
+        return f"{job.progress.step or 0}/{job.progress.steps} {job.progress.unit or 'step'}s"
     return ""
 
 
@@ -110,7 +111,7 @@ def show_job(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -
         if count
     ]
     items = f"{counts.done:,} of {counts.total:,} done" + (f": {', '.join(parts)}" if parts else "")
-    steps = job.progress.steps
+    steps = job.progress.steps if not counts.total else None
     print_fields(
         (
             ("job", job.id),
@@ -161,11 +162,8 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def _name_of(version: object) -> str | None:
-    if isinstance(version, dict):
-        name = version.get("model") or version.get("dataset") or version.get("name")
-        return f"{name}@{version.get('number')} ({version.get('id')})"
-    return str(version) if version else None
+def _name_of(version: Named | None) -> str | None:
+    return f"{version.name}  {version.id}" if version else None
 
 
 def watch(
@@ -198,14 +196,14 @@ def results(
         rows = list(islice(found, (limit or 20) + 1))
     shown = rows[: limit or 20]
     has_labels = any(result.label is not None for result in shown)
-    columns = ["image", "class", "score", "then"]
+    columns = ["image", "class", "score", "others"]
     if has_labels:
         columns.insert(3, "label")
     print_table(
         columns,
         [_result_row(result, has_labels=has_labels) for result in shown],
         right=("score",),
-        wrap=("image", "then"),
+        wrap=("image", "others"),
         empty="no results yet",
     )
     if len(rows) > len(shown):

@@ -111,6 +111,7 @@ def list_models(
             for each, version in rows
         ],
         right=("classes", "size", "accuracy"),
+        spare=("classes", "size", "made"),
         empty="no models",
     )
 

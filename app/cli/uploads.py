@@ -96,6 +96,7 @@ def list_uploads(
         ],
         right=("size", "images", "failed"),
         wrap=("file",),
+        spare=("kind", "failed", "sent"),
         empty="no uploads",
     )
 

@@ -38,6 +38,18 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Named(Value):
+    """A version by its id and its name, such as ``digits@3``."""
+
+    id: str = ""
+    name: str = ""
+
+
+def _named(value: Any) -> Named | None:
+    return Named.from_dict(value) if value else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Counts(Value):
     """Items of a job by how they ended; ``done`` sums the ended ones."""
 
@@ -70,8 +82,8 @@ class Job(Value):
     input: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    model_version: Any = None
-    dataset_version: Any = None
+    model_version: Named | None = field(default=None, metadata={"read": _named})
+    dataset_version: Named | None = field(default=None, metadata={"read": _named})
     counts: Counts = field(default_factory=Counts, metadata={"read": Counts.from_dict})
     progress: Progress = field(default_factory=Progress, metadata={"read": Progress.from_dict})
     images_per_second: float | None = None
@@ -154,12 +166,12 @@ class Result(Value):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric(Value):
-    """One logged number of a job."""
+    """One logged number of a job; ``value`` is None where it was not finite."""
 
     name: str
     step: int
-    value: float
-    created_at: datetime | None = None
+    value: float | None = None
+    recorded_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +208,8 @@ class Dataset(Value):
 
     id: str
     name: str
+    version_count: int = 0
+    latest_number: int = 0
     created_at: datetime | None = None
 
 
@@ -229,6 +243,8 @@ class Model(Value):
     id: str
     name: str
     aliases: Mapping[str, int] = field(default_factory=dict)
+    version_count: int = 0
+    latest_number: int = 0
     created_at: datetime | None = None
 
 

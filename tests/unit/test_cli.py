@@ -1,0 +1,324 @@
+import hashlib
+import json
+import subprocess
+import sys
+
+import httpx2
+import pytest
+from typer.testing import CliRunner
+
+from app.cli.connect import Service
+from app.cli.exits import EXIT_CODES, Exit
+from app.cli.main import app
+from tests.unit.fake_service import KEY, URL, FakeService, answer, job, page, problem
+
+UPLOAD = {
+    "id": "upl_1",
+    "kind": "archive",
+    "state": "ready",
+    "filename": "photos.zip",
+    "size_bytes": 1500000,
+    "image_count": 4,
+    "failed_count": 0,
+}
+
+
+@pytest.fixture
+def service():
+    return FakeService()
+
+
+@pytest.fixture
+def run(service, monkeypatch):
+    """Runs a command line against the fake service."""
+    monkeypatch.setenv("DARKROOM_API_KEY", KEY)
+    monkeypatch.setattr("app.client.transport.back_off", lambda attempt: 0.0)
+
+    def invoke(*words):
+        return CliRunner().invoke(
+            app, [str(word) for word in words], obj=Service(url=URL, http=service.transport)
+        )
+
+    return invoke
+
+
+def sent(service, road):
+    return json.loads(service.asked(road)[-1].content)
+
+
+def test_submit_of_a_prefix_prints_the_job_id_alone_on_stdout(service, run):
+    service.on("POST /v1/jobs", answer(job("validating"), 202))
+    done = run(
+        "submit", "s3://b/p", "-m", "digits", "-k", 3, "--include", "*.png", "--metadata", "a=b=c"
+    )
+    assert (done.exit_code, done.stdout) == (Exit.DONE, "job_1\n")
+    assert sent(service, "POST /v1/jobs") == {
+        "kind": "predict",
+        "model": "digits",
+        "input": {"prefix": "s3://b/p", "include": ["*.png"]},
+        "options": {"top_k": 3},
+        "metadata": {"a": "b=c"},
+    }
+
+
+def test_submit_of_an_archive_uploads_waits_for_the_unpacking_and_submits(service, run, tmp_path):
+    path = tmp_path / "photos.zip"
+    path.write_bytes(b"PK")
+    ingest = job("queued", id="job_0", kind="ingest")
+    service.on("POST /v1/uploads", answer({"upload": UPLOAD, "job": ingest}, 202))
+    service.on("GET /v1/jobs/job_0", answer({**ingest, "state": "succeeded"}))
+    service.on("POST /v1/jobs", answer(job("validating"), 202))
+    service.on("GET /v1/jobs/job_1", answer(job()))
+    done = run("submit", path, "-m", "digits", "--watch")
+    assert done.exit_code == Exit.DONE
+    assert done.stdout.startswith("✓ job_1 succeeded: 4 images in 2.0 s, 2 images/s")
+    assert sent(service, "POST /v1/jobs")["input"] == {"upload": "upl_1"}
+
+
+def test_broken_archive_ends_the_submit_with_its_error(service, run, tmp_path):
+    path = tmp_path / "photos.zip"
+    path.write_bytes(b"PK")
+    error = {"code": "archive_broken", "detail": "the archive breaks at byte 2"}
+    ingest = job("failed", id="job_0", kind="ingest", error=error, counts={"total": 0, "done": 0})
+    service.on("POST /v1/uploads", answer({"upload": UPLOAD, "job": ingest}, 202))
+    service.on("GET /v1/jobs/job_0", answer(ingest))
+    done = run("submit", path, "-m", "digits")
+    assert done.exit_code == Exit.FAILED
+    assert "the archive breaks at byte 2 [archive_broken]" in done.stderr
+    assert not service.asked("POST /v1/jobs")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["s3://b/p", "--upload", "upl_1"],
+        ["--upload", "upl_1", "--split", "test"],
+        ["--upload", "upl_1", "--include", "*"],
+        ["no-such-file.zip"],
+        ["s3://b/p", "--metadata", "novalue"],
+    ],
+)
+def test_contradicting_options_of_submit_are_usage_errors(service, run, words):
+    assert run("submit", "-m", "digits", *words).exit_code == Exit.USAGE
+    assert service.requests == []
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        ("succeeded", Exit.DONE),
+        ("partially_succeeded", Exit.PARTIAL),
+        ("failed", Exit.FAILED),
+        ("cancelled", Exit.CANCELLED),
+    ],
+)
+def test_watch_exits_with_the_code_of_the_jobs_end(service, run, state, code):
+    service.on("GET /v1/jobs/job_1", answer(job(state)))
+    assert run("watch", "job_1").exit_code == code
+    shown = run("watch", "job_1", "--json")
+    assert shown.exit_code == code
+    assert json.loads(shown.stdout)["state"] == state
+
+
+def test_watch_sums_up_what_failed_by_code(service, run):
+    counts = {"succeeded": 1, "failed": 3}
+    service.on("GET /v1/jobs/job_1", answer(job("partially_succeeded", counts=counts)))
+    failed = [
+        {"ordinal": n, "source": f"{n}.png", "state": "failed", "error": {"code": code}}
+        for n, code in enumerate(["undecodable", "truncated", "undecodable"])
+    ]
+    service.on("GET /v1/jobs/job_1/errors", page(failed))
+    done = run("watch", "job_1")
+    assert done.exit_code == Exit.PARTIAL
+    assert "3 images failed:" in done.stderr
+    assert "2  undecodable, such as 0.png" in done.stderr
+    assert "1  truncated, such as 1.png" in done.stderr
+
+
+def test_watch_of_a_finetune_prints_every_epoch_once(service, run):
+    def training(state, step):
+        progress = {"fraction": step / 3, "step": step, "steps": 3, "unit": "epoch"}
+        none = {"total": 0, "done": 0, "succeeded": 0}
+        return job(state, kind="finetune", progress=progress, counts=none, images_per_second=None)
+
+    def metrics(upto):
+        return page(
+            [
+                {"id": f"{step}:{name}", "name": name, "step": step, "value": 0.5 / step}
+                for step in range(1, upto + 1)
+                for name in ("loss", "test_accuracy")
+            ]
+        )
+
+    service.on(
+        "GET /v1/jobs/job_1",
+        answer(training("running", 1), ETag='"1"'),
+        answer(training("running", 2), ETag='"2"'),
+        answer(training("succeeded", 3), ETag='"3"'),
+    )
+    service.on("GET /v1/jobs/job_1/metrics", metrics(1), metrics(2), metrics(3))
+    done = run("watch", "job_1")
+    lines = [line for line in done.stderr.splitlines() if line.startswith("epoch ")]
+    assert lines == [
+        "epoch 1/3  loss 0.5000  test_accuracy 0.5000",
+        "epoch 2/3  loss 0.2500  test_accuracy 0.2500",
+        "epoch 3/3  loss 0.1667  test_accuracy 0.1667",
+    ]
+
+
+def test_results_are_a_table_for_people_and_lines_for_machines(service, run):
+    rows = [
+        {
+            "ordinal": 0,
+            "custom_id": "a.png",
+            "state": "succeeded",
+            "label": "cat",
+            "prediction": [{"class": "cat", "score": 0.9}, {"class": "dog", "score": 0.1}],
+        },
+        {
+            "ordinal": 1,
+            "custom_id": "b.png",
+            "state": "failed",
+            "prediction": None,
+            "error": {"code": "truncated", "detail": "the image ends early"},
+        },
+    ]
+    service.on("GET /v1/jobs/job_1/results", page(rows))
+    table = run("results", "job_1").stdout.splitlines()
+    assert table[0].split() == ["IMAGE", "CLASS", "SCORE", "LABEL", "OTHERS"]
+    assert table[1].split() == ["a.png", "cat", "0.9000", "cat", "dog", "0.10"]
+    assert "the image ends early [truncated]" in table[2]
+    lines = run("results", "job_1", "--json").stdout.splitlines()
+    assert [json.loads(line)["custom_id"] for line in lines] == ["a.png", "b.png"]
+
+
+def test_export_submits_waits_downloads_and_verifies(service, run, tmp_path):
+    body = b'{"custom_id":"a"}\n'
+    digest = hashlib.sha256(body).hexdigest()
+    artifact = {"id": "art_1", "name": "job_1.csv", "size_bytes": len(body), "sha256": digest}
+    manifest = {"id": "art_2", "name": "manifest.json", "size_bytes": 2, "sha256": "x"}
+    service.on("POST /v1/jobs", answer(job("queued", id="job_2", kind="export"), 202))
+    service.on("GET /v1/jobs/job_2", answer(job(id="job_2", kind="export")))
+    service.on("GET /v1/jobs/job_2/artifacts", page([manifest, artifact]))
+    service.on("GET /v1/artifacts/art_1/content", httpx2.Response(200, content=body))
+    out = tmp_path / "mine.csv"
+    done = run("export", "job_1", "--output", out)
+    assert done.exit_code == Exit.DONE, done.stderr
+    assert out.read_bytes() == body
+    assert digest in done.stdout
+    assert sent(service, "POST /v1/jobs")["options"] == {"format": "csv", "only": "all"}
+
+
+def test_import_uploads_the_weights_and_reads_the_classes(service, run, tmp_path):
+    weights = tmp_path / "net.safetensors"
+    weights.write_bytes(b"w")
+    classes = tmp_path / "classes.json"
+    classes.write_text('{"0": ["n01", "cat"], "1": ["n02", "dog"]}')
+    upload = {**UPLOAD, "kind": "weights"}
+    service.on("POST /v1/uploads", answer({"upload": upload, "job": None}, 201))
+    service.on("POST /v1/models/pets/versions", answer(job("queued", kind="import"), 202))
+    service.on("GET /v1/jobs/job_1", answer(job(kind="import", result={"model_version": "mdv_1"})))
+    done = run(
+        "models", "import", "pets", "--arch", "resnet18", "--weights", weights, "--classes", classes
+    )
+    assert done.exit_code == Exit.DONE
+    assert "model version: mdv_1" in done.stdout
+    assert dict(service.asked("POST /v1/uploads")[0].url.params)["kind"] == "weights"
+    assert sent(service, "POST /v1/models/pets/versions") == {
+        "arch": "resnet18",
+        "weights": "upl_1",
+        "classes": ["cat", "dog"],
+        "alias": "production",
+    }
+
+
+def test_freeze_sends_the_three_fractions(service, run):
+    version = {
+        "id": "dsv_1",
+        "name": "digits",
+        "number": 2,
+        "classes": ["0", "1"],
+        "sample_count": 10,
+        "counts": {"train": {"0": 4, "1": 4}, "validation": {}, "test": {"0": 1, "1": 1}},
+    }
+    service.on("POST /v1/datasets", answer(version, 201))
+    done = run("datasets", "freeze", "digits", "-u", "upl_1", "--split", "0.8,0.2", "--seed", 7)
+    assert done.stdout == "digits@2  8 train, 2 test, 2 classes\n"
+    assert sent(service, "POST /v1/datasets") == {
+        "name": "digits",
+        "input": {"upload": "upl_1"},
+        "fractions": {"train": 0.8, "validation": 0.0, "test": 0.2},
+        "seed": 7,
+    }
+    assert run("datasets", "freeze", "d", "-u", "u", "--split", "0.9,0.2").exit_code == Exit.USAGE
+
+
+def test_refusal_is_a_sentence_with_its_faults_and_exit_code_5(service, run):
+    faults = [{"line": line, "detail": "no key"} for line in range(2, 14)]
+    service.on(
+        "POST /v1/jobs",
+        problem(422, "manifest_invalid", "40 lines are bad", errors=faults, errors_total=40),
+    )
+    done = run("submit", "--manifest", "s3://b/m.csv", "-m", "digits")
+    assert done.exit_code == Exit.REFUSED
+    lines = done.stderr.splitlines()
+    assert lines[0] == "error: 40 lines are bad [manifest_invalid]"
+    assert lines[1] == "  line 2: no key"
+    assert lines[-1] == "  … and 30 more"
+
+
+def test_absent_service_is_exit_code_4_without_a_traceback(service, run):
+    service.on("GET /v1/jobs", httpx2.ConnectError("refused"))
+    done = run("jobs")
+    assert done.exit_code == Exit.UNREACHABLE
+    assert done.stderr.startswith(f"error: no Darkroom at {URL}: start one with `darkroom up`")
+    assert "Traceback" not in done.output
+
+
+def test_timeout_of_a_watch_is_exit_code_7(service, run, monkeypatch):
+    moments = map(float, range(100))
+    clock = {"now": lambda: next(moments)}
+    monkeypatch.setattr("app.client.jobs.Jobs.__init__.__kwdefaults__", clock)
+    service.on("GET /v1/jobs/job_1", answer(job("running"), ETag='"1"'))
+    assert run("watch", "job_1", "--timeout", 5).exit_code == Exit.TIMEOUT
+
+
+def test_fault_of_the_command_itself_is_a_sentence_too(service, run):
+    service.on("GET /v1/jobs", answer({"data": [{"wrong": 1}], "has_more": False}))
+    done = run("jobs")
+    assert done.exit_code == Exit.FAULT
+    assert "[fault_of_the_command]" in done.stderr
+
+
+def test_lists_print_json_for_machines(service, run):
+    service.on("GET /v1/uploads", page([UPLOAD]))
+    assert json.loads(run("uploads", "list", "--json").stdout) == [UPLOAD]
+    table = run("uploads", "list").stdout.splitlines()
+    assert table[1].split()[:6] == ["upl_1", "photos.zip", "archive", "ready", "1.5", "MB"]
+
+
+def test_key_is_shown_once_on_stdout(service, run):
+    key = {"id": "key_1", "name": "ci", "scopes": ["jobs:read"], "text": "dk_secret"}
+    service.on("POST /v1/keys", answer(key, 201))
+    done = run("keys", "create", "ci", "--scope", "jobs:read", "--days", 3)
+    assert done.stdout == "dk_secret\n"
+    assert sent(service, "POST /v1/keys")["expires_at"]
+
+
+def test_help_names_every_exit_code(run):
+    text = run("--help").stdout
+    for code, meaning in EXIT_CODES.items():
+        assert f"{code.value}  {meaning}" in text.replace("\n", " ")
+
+
+def test_starting_the_command_line_loads_neither_the_client_nor_the_database():
+    probe = (
+        "import sys, app.cli.main; "
+        "print(sorted({'httpx2', 'sqlalchemy', 'pydantic', 'torch', 'app.stack.up'} "
+        "& set(sys.modules)))"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True
+    )
+    assert loaded.stdout.strip() == "[]"
