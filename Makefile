@@ -53,6 +53,8 @@ lock: $(READY) ## Resolve all dependencies again and write the lock files
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--constraint requirements.lock -o deploy/api.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+		--constraint requirements.lock --extra worker -o deploy/worker.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		-o deploy/bootstrap.lock deploy/bootstrap.in
 
 .PHONY: install

@@ -124,6 +124,9 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(
         Path("~/.cache/darkroom"), description="Where a worker keeps weights it fetched."
     )
+    alive_file: Path | None = Field(
+        None, description="File that dispatcher and workers touch while they do their work."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least level that is logged."
     )

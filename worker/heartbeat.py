@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, update
 from sqlalchemy.dialects.postgresql import insert
 
+from app.alive import show_alive
 from app.clock import monotonic_seconds
 from app.errors import UnavailableError
 from app.jobs.claim import Lease, extend_lease, look_at_lease
@@ -152,6 +153,7 @@ class Heartbeat:
                     warm_versions=[],
                 )
             )
+        show_alive(process.settings.alive_file)
 
     def _show_alive(self) -> None:
         process = self._process
@@ -161,3 +163,4 @@ class Heartbeat:
                 .where(WorkerRow.id == process.id)
                 .values(last_seen_at=func.now(), warm_versions=process.warm_versions())
             )
+        show_alive(process.settings.alive_file)

@@ -12,6 +12,7 @@ from types import FrameType
 
 from celery import Celery
 
+from app.alive import show_alive
 from app.clock import monotonic_seconds
 from app.db.session import Database
 from app.dispatch.relay import relay_once
@@ -48,6 +49,7 @@ def run_loop(settings: Settings, db: Database, celery: Celery, stopping: threadi
                         "swept", freed=swept.freed, killed=swept.killed, cancelled=swept.cancelled
                     )
                 next_sweep = monotonic_seconds() + settings.sweep_seconds
+                show_alive(settings.alive_file)
         except UnavailableError as error:
             log.warning("part_unavailable", code=error.code, detail=error.detail)
             pause = _PAUSE_SECONDS

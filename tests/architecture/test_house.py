@@ -1,0 +1,99 @@
+"""What must hold of the house as a whole, whatever is built in it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from app.cli.settings import markdown_table
+
+ROOT = Path(__file__).parents[2]
+LOCK_FILES = ("requirements.lock", "deploy/api.lock", "deploy/bootstrap.lock")
+PIN = re.compile(r"^([a-z0-9][a-z0-9._-]*)==(\S+)", re.MULTILINE)
+TORCH_WORLD = {"torch", "torchvision", "torchmetrics", "triton", "safetensors"}
+
+
+def modules_after(statement: str) -> set[str]:
+    """Top-level modules that a fresh Python has loaded after the statement."""
+    listing = "import sys; print('\\n'.join(name.partition('.')[0] for name in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{statement}\n{listing}"],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        # No setting is in the environment: importing may read none of them.
+        env={"PATH": "/usr/bin:/bin"},
+        timeout=60,
+    )
+    return set(done.stdout.split())
+
+
+def pins(lock_file: str) -> dict[str, str]:
+    return dict(PIN.findall((ROOT / lock_file).read_text()))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from app.api.app import create_app",
+        "import app.cli.main",
+        "import app.dispatch.run",
+        "import worker.tasks.plan, worker.tasks.ingest, worker.tasks.export, worker.main",
+    ],
+)
+def test_what_runs_in_the_slim_image_loads_no_torch(statement: str) -> None:
+    assert not modules_after(statement) & TORCH_WORLD
+
+
+def test_recognition_loads_no_web_framework_and_no_database() -> None:
+    loaded = modules_after("import worker.pipeline.run, worker.recognisers.load")
+    assert not loaded & {"flask", "sqlalchemy", "psycopg", "celery", "redis", "boto3"}
+
+
+def test_decode_children_load_no_torch() -> None:
+    assert not modules_after("import worker.pipeline.decode_child") & TORCH_WORLD
+
+
+def test_slim_image_installs_no_torch() -> None:
+    assert not pins("deploy/api.lock").keys() & TORCH_WORLD
+
+
+def test_slim_image_has_the_versions_that_the_tests_ran_with() -> None:
+    assert pins("deploy/api.lock").items() <= pins("requirements.lock").items()
+
+
+@pytest.mark.parametrize("lock_file", LOCK_FILES)
+def test_lock_file_holds_hashes_and_no_address(lock_file: str) -> None:
+    text = (ROOT / lock_file).read_text()
+    assert pins(lock_file)
+    assert text.count("--hash=sha256:") >= len(pins(lock_file))
+    assert "://" not in text
+    assert "--index" not in text
+    assert "--find-links" not in text
+
+
+def test_every_package_of_the_service_has_its_layer() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (layers,) = (
+        contract["layers"]
+        for contract in config["tool"]["importlinter"]["contracts"]
+        if contract["type"] == "layers"
+    )
+    placed = set(re.findall(r"app\.(\w+)", " ".join(layers)))
+    there = {
+        path.stem
+        for path in (ROOT / "app").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert there - placed == {"__init__"}
+
+
+def test_readme_shows_the_settings_as_they_are() -> None:
+    # `darkroom settings --markdown` prints the table to paste.
+    assert markdown_table() in (ROOT / "README.md").read_text()
