@@ -65,8 +65,10 @@ class ApiError(Exception):
                 retry_after_seconds=retry_after_seconds,
             )
         errors = problem.get("errors")
+        # Not a problem document, such as /readyz with the words of its parts: tell them.
+        words = ", ".join(f"{name} {word}" for name, word in problem.items())
         return cls(
-            str(problem.get("detail") or problem.get("title") or f"the service answered {status}"),
+            str(problem.get("detail") or f"the service answered {status}: {words}"),
             code=str(problem.get("code") or f"http_{status}"),
             status=status,
             errors=errors if isinstance(errors, list) else (),
