@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging, worker_init, worker_shutdown, worker_shutting_down
 
 from app.jobs.states import ChunkTask
@@ -92,11 +94,15 @@ def main() -> None:
     configure_logging(settings.log_level, json=settings.log_format == "json")
     logging.getLogger("celery").setLevel(logging.WARNING)
     logging.getLogger("kombu").setLevel(logging.WARNING)
+    # Celery warns of root because of pickle, which is refused here.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     queue = Queue(arguments.role)
     app, process = make_worker(settings, queue)
     _connect_signals(process)
     app.worker_main(
         [
+            # Our log lines say who started; no banner.
+            "--quiet",
             "worker",
             # Threads: prefork children may have no children, and do not drain in time.
             "--pool=threads",

@@ -16,6 +16,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
+import app.tenants.tables  # noqa: F401  (foreign keys point to it)
 from app.db.base import Base, Id, Json, JsonList, Moment, one_of
 
 

@@ -150,11 +150,9 @@ def submit_import(
     :class:`PreprocessSpec`) defaults to the architecture's own.
 
     Raises:
-        InvalidInputError: classes or preprocessing are not valid.
+        InvalidInputError: the preprocessing is not valid.
         NotFoundError: no such upload.
     """
-    if classes != "imagenet" and len(set(classes)) != len(classes):
-        raise InvalidInputError("classes must not repeat", code="classes_repeat")
     if preprocess is not None:
         try:
             PreprocessSpec.from_dict(preprocess)

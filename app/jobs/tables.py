@@ -17,6 +17,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
+# Loaded for the tables that foreign keys below point to.
+import app.datasets.tables
+import app.models.tables
+import app.tenants.tables  # noqa: F401
 from app.db.base import Base, Id, IdText, Json, JsonList, Moment, one_of
 from app.jobs.states import ChunkState, ChunkTask, ItemState, JobKind, JobState
 
@@ -49,11 +53,11 @@ class Job(Base):
     #: Counts the recordings; its holder has the row locked, so it has no holes.
     seq: Mapped[int] = mapped_column(BigInteger, default=0)
     #: Jobs without items: ``{"step": 3, "steps": 30, "unit": "epoch"}``.
-    progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     #: What the job made, e.g. ``{"model_version": "mdv_…"}``.
-    result: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     #: Why the job failed: code, detail, errors.
-    error: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
 
     created_at: Mapped[Moment] = mapped_column(server_default=func.now())
     #: Planning is complete: ``total`` is final and the job may close.
@@ -107,9 +111,9 @@ class Chunk(Base):
     lo: Mapped[int] = mapped_column(BigInteger, default=0)
     hi: Mapped[int] = mapped_column(BigInteger, default=0)
     #: See :class:`app.jobs.items.ItemList`.
-    items: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    items: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     #: Where a resumable task goes on after its last recording.
-    cursor: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    cursor: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
 
     #: The fencing token: grows with every claim.
     attempt: Mapped[int] = mapped_column(Integer, default=0)
@@ -158,11 +162,11 @@ class Item(Base):
     source: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(Text)
     #: Ranked [class, score] pairs.
-    prediction: Mapped[list[Any] | None] = mapped_column(JSONB)
-    error: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    prediction: Mapped[list[Any] | None] = mapped_column(JSONB(none_as_null=True))
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     #: The true label that came with the input, if any.
     label: Mapped[str | None] = mapped_column(Text)
-    metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSONB)
+    metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSONB(none_as_null=True))
 
     __table_args__ = (
         CheckConstraint(one_of("state", ItemState), name="state"),

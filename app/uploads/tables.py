@@ -7,6 +7,7 @@ import enum
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Integer, Text, func
 from sqlalchemy.orm import Mapped, mapped_column
 
+import app.tenants.tables  # noqa: F401  (foreign keys point to it)
 from app.db.base import Base, Id, JsonList, Moment, one_of
 
 

@@ -1,0 +1,236 @@
+"""The whole road on real parts: submit, plan, ring, claim, recognise, record, close."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sqlalchemy import func, select
+
+from app.db.session import Database
+from app.jobs.results import page_results
+from app.jobs.states import ChunkState, ItemState, JobState
+from app.jobs.submit import submit_predict
+from app.jobs.tables import Chunk, Item, Job
+from app.models.promote import move_alias
+from app.models.register import announce_version, complete_version
+from app.models.spec import ModelSpec
+from app.settings import Settings
+from app.storage.s3 import ObjectStore
+from tests.service import Service, WorkerHandle, running_service, wait_until
+from worker.recognisers.registry import build_module, default_preprocess
+from worker.recognisers.weights import save_weights
+
+PHOTOS = "photos"
+OPTIONS = {"top_k": 3, "threshold": 0.0, "activation": "softmax"}
+
+
+@pytest.fixture(scope="module")
+def service(
+    settings: Settings, database: Database, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A dispatcher, one worker for planning that cuts small chunks, one for inference."""
+    folder = tmp_path_factory.mktemp("delivery")
+    with running_service(settings, database, folder) as service:
+        service.start_worker("io", chunk_items=5)
+        service.start_worker("inference")
+        yield service
+
+
+@pytest.fixture
+def model(database: Database, objects: ObjectStore, tenant_id: str, tmp_path: Path) -> str:
+    """A small network with random weights, registered as ``shapes@production``."""
+    spec = ModelSpec("small_cnn", ("disc", "ring", "square"), default_preprocess("small_cnn"))
+    torch.manual_seed(0)
+    path = tmp_path / "weights.safetensors"
+    save_weights(build_module(spec), path)
+    key = f"tenants/{tenant_id}/weights/shapes.safetensors"
+    content = path.read_bytes()
+    objects.ensure_bucket("darkroom")
+    objects.put("darkroom", key, content, "application/octet-stream")
+    with database.tenant(tenant_id) as session:
+        version = announce_version(
+            session, tenant_id, model="shapes", arch="small_cnn", arch_options={}, lineage={}
+        )
+        complete_version(
+            session,
+            tenant_id,
+            version.id,
+            spec=spec,
+            weights_key=key,
+            weights_sha256=hashlib.sha256(content).hexdigest(),
+            weights_bytes=len(content),
+            parameter_count=1,
+        )
+        move_alias(session, tenant_id, "shapes", "production", version.id)
+    return "shapes"
+
+
+def picture(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def pictures(objects: ObjectStore, tenant_id: str) -> str:
+    """Sixty pictures and one text file under a prefix of the client's own bucket."""
+    objects.ensure_bucket(PHOTOS)
+    for number in range(60):
+        objects.put(PHOTOS, f"{tenant_id}/{number:03d}.png", picture(number), "image/png")
+    objects.put(PHOTOS, f"{tenant_id}/note.txt", b"not an image", "text/plain")
+    return f"s3://{PHOTOS}/{tenant_id}/"
+
+
+def submit(db: Database, tenant_id: str, source: dict[str, Any]) -> Job:
+    with db.tenant(tenant_id) as session:
+        return submit_predict(
+            session,
+            tenant_id,
+            source=source,
+            model="shapes",
+            options=OPTIONS,
+            own_bucket="darkroom",
+        )
+
+
+def results(db: Database, tenant_id: str, job: Job) -> list[Item]:
+    rows: list[Item] = []
+    cursor = None
+    while True:
+        with db.tenant(tenant_id) as session:
+            page = page_results(session, tenant_id, job, cursor=cursor, limit=17)
+        rows += page.items
+        cursor = page.cursor
+        if not page.has_more:
+            return rows
+
+
+def test_job_over_a_prefix_recognises_images_and_names_what_is_none(
+    service: Service, database: Database, tenant_id: str, model: str, pictures: str
+) -> None:
+    job = submit(database, tenant_id, {"prefix": pictures})
+    assert job.state == JobState.VALIDATING
+    job = service.wait_for_end(tenant_id, job.id)
+    assert job.state == JobState.PARTIALLY_SUCCEEDED, job.error
+    assert (job.total, job.succeeded, job.failed) == (61, 60, 1)
+    rows = results(database, tenant_id, job)
+    assert [row.ordinal for row in rows] == list(range(61))
+    failed = [row for row in rows if row.state == ItemState.FAILED]
+    assert [row.error["code"] for row in failed if row.error] == ["undecodable"]
+    for row in rows:
+        if row.state == ItemState.SUCCEEDED:
+            assert row.prediction is not None
+            scores = [score for _, score in row.prediction]
+            assert sorted(scores, reverse=True) == scores
+            assert sum(scores) == pytest.approx(1, abs=1e-5)
+
+
+def test_prefix_manifest_and_inline_items_give_the_same_predictions(
+    service: Service,
+    database: Database,
+    objects: ObjectStore,
+    tenant_id: str,
+    model: str,
+    pictures: str,
+) -> None:
+    keys = [f"{tenant_id}/{number:03d}.png" for number in range(60)]
+    lines = [
+        json.dumps({"key": key, "custom_id": key, "label": "disc", "metadata": {"n": index}})
+        for index, key in enumerate(keys)
+    ]
+    objects.put(PHOTOS, f"{tenant_id}.jsonl", "\n".join(lines).encode(), "application/json")
+    csv = "key,label\n" + "\n".join(f"{key},ring" for key in keys)
+    objects.put(PHOTOS, f"{tenant_id}.csv", csv.encode(), "text/csv")
+    sources: list[dict[str, Any]] = [
+        {"prefix": pictures, "include": ["*.png"]},
+        {"manifest": f"s3://{PHOTOS}/{tenant_id}.jsonl"},
+        {"manifest": f"s3://{PHOTOS}/{tenant_id}.csv"},
+        {"items": [{"key": f"s3://{PHOTOS}/{key}"} for key in keys]},
+    ]
+    jobs = [submit(database, tenant_id, source) for source in sources]
+    predictions = []
+    for job in jobs:
+        ended = service.wait_for_end(tenant_id, job.id)
+        assert ended.state == JobState.SUCCEEDED, ended.error
+        predictions.append([row.prediction for row in results(database, tenant_id, ended)])
+    assert predictions[0] == predictions[1] == predictions[2] == predictions[3]
+    first = results(database, tenant_id, service.look_at(tenant_id, jobs[1].id))[0]
+    assert (first.label, first.metadata_) == ("disc", {"n": 0})
+
+
+def test_bad_manifest_lines_fail_the_job_and_are_named(
+    service: Service, database: Database, objects: ObjectStore, tenant_id: str, model: str
+) -> None:
+    objects.ensure_bucket(PHOTOS)
+    lines = [
+        '{"key": "a.png", "custom_id": "one"}',
+        "{not json",
+        '{"key": "b.png", "custom_id": "one"}',
+        '{"key": "s3://no-such-bucket/c.png"}',
+        '{"key": "d.png", "offset": 5}',
+    ]
+    objects.put(PHOTOS, f"{tenant_id}.jsonl", "\n".join(lines).encode(), "application/json")
+    job = submit(database, tenant_id, {"manifest": f"s3://{PHOTOS}/{tenant_id}.jsonl"})
+    job = service.wait_for_end(tenant_id, job.id)
+    assert job.state == JobState.FAILED
+    assert job.error is not None
+    assert job.error["code"] == "input_invalid"
+    assert [fault["line"] for fault in job.error["errors"]] == [2, 3, 4, 5]
+    assert job.error["errors_total"] == 4
+    assert job.total == job.cancelled
+
+
+def holds_a_chunk(db: Database, tenant_id: str, worker: WorkerHandle) -> bool:
+    with db.tenant(tenant_id) as session:
+        held = session.scalar(
+            select(Chunk.id).where(Chunk.worker_id == worker.id, Chunk.state == ChunkState.RUNNING)
+        )
+    return held is not None
+
+
+def assert_all_recognised_once(db: Database, tenant_id: str, job: Job, items: int) -> None:
+    assert job.state == JobState.SUCCEEDED, job.error
+    assert (job.total, job.succeeded) == (items, items)
+    with db.tenant(tenant_id) as session:
+        counted = session.execute(
+            select(func.count(), func.count(Item.ordinal.distinct())).where(Item.job_id == job.id)
+        ).one()
+    assert tuple(counted) == (items, items)
+
+
+def test_killing_a_worker_in_the_middle_of_a_job_loses_nothing_and_doubles_nothing(
+    service: Service, database: Database, tenant_id: str, model: str, pictures: str
+) -> None:
+    doomed = service.start_worker("inference", image_batch_size=1)
+    job = submit(database, tenant_id, {"prefix": pictures, "include": ["*.png"]})
+    wait_until(lambda: holds_a_chunk(database, tenant_id, doomed), "the worker holds a chunk")
+    doomed.kill()
+    ended = service.wait_for_end(tenant_id, job.id)
+    assert_all_recognised_once(database, tenant_id, ended, 60)
+    with database.tenant(tenant_id) as session:
+        kills = session.scalar(select(func.sum(Chunk.kills)).where(Chunk.job_id == job.id))
+    assert kills
+
+
+def test_stopping_worker_exits_cleanly_and_its_leases_count_as_no_kill(
+    service: Service, database: Database, tenant_id: str, model: str, pictures: str
+) -> None:
+    leaving = service.start_worker("inference", image_batch_size=1)
+    job = submit(database, tenant_id, {"prefix": pictures, "include": ["*.png"]})
+    wait_until(lambda: holds_a_chunk(database, tenant_id, leaving), "the worker holds a chunk")
+    assert leaving.stop() == 0
+    ended = service.wait_for_end(tenant_id, job.id)
+    assert_all_recognised_once(database, tenant_id, ended, 60)
+    with database.tenant(tenant_id) as session:
+        kills = session.scalar(select(func.sum(Chunk.kills)).where(Chunk.job_id == job.id))
+    assert kills == 0

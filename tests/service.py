@@ -1,0 +1,159 @@
+"""The service's own processes for tests: a dispatcher in a thread, workers as real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import select
+
+from app.db.session import Database
+from app.dispatch.run import run_loop
+from app.jobs.progress import get_job
+from app.jobs.states import TERMINAL_JOB_STATES
+from app.jobs.tables import Job, WorkerRow
+from app.queues.celery import make_celery
+from app.settings import Settings
+
+T = TypeVar("T")
+_ENVIRONMENT_NAMES = {
+    "database_url": "DATABASE_URL",
+    "system_database_url": "SYSTEM_DATABASE_URL",
+    "redis_url": "REDIS_URL",
+    "s3_endpoint_url": "S3_ENDPOINT_URL",
+    "aws_access_key_id": "AWS_ACCESS_KEY_ID",
+    "aws_secret_access_key": "AWS_SECRET_ACCESS_KEY",
+}
+
+
+def environment(settings: Settings, **overrides: object) -> dict[str, str]:
+    """The settings as the environment of a child process; ``overrides`` are field names."""
+    values = {name: getattr(settings, name) for name in type(settings).model_fields} | overrides
+    variables = dict(os.environ)
+    for name, value in values.items():
+        if value is None:
+            continue
+        text = value.get_secret_value() if hasattr(value, "get_secret_value") else str(value)
+        variables[_ENVIRONMENT_NAMES.get(name, f"DARKROOM_{name.upper()}")] = text
+    return variables
+
+
+class WorkerHandle:
+    """One worker process; killing it is part of the test."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self.log = log
+        #: The id it registered under.
+        self.id = ""
+
+    def kill(self) -> None:
+        """End it without a word, as the kernel does when memory runs out."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """Ask it to stop and wait until it has let go; its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=30)
+
+
+class Service:
+    """Starts workers against the session's parts and waits for what they do."""
+
+    def __init__(self, settings: Settings, db: Database, folder: Path, cleanup: ExitStack) -> None:
+        self.settings = settings
+        self.db = db
+        self._folder = folder
+        self._cleanup = cleanup
+        self._count = 0
+
+    def start_worker(self, role: str, **overrides: object) -> WorkerHandle:
+        """Start a worker process and wait until it has registered."""
+        self._count += 1
+        name = f"{self._folder.name}-{role}-{self._count}"
+        log = self._folder / f"{name}.log"
+        variables = environment(self.settings, worker_name=name, **overrides)
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "worker.main", "--role", role],
+                env=variables,
+                stdout=output,
+                stderr=output,
+            )
+        handle = WorkerHandle(process, log)
+        self._cleanup.callback(_end, process)
+
+        def registered() -> bool:
+            assert process.poll() is None, log.read_text()
+            with self.db.system() as session:
+                found = session.scalar(
+                    select(WorkerRow.id).where(
+                        WorkerRow.pid == process.pid, WorkerRow.gone_at.is_(None)
+                    )
+                )
+            handle.id = found or ""
+            return found is not None
+
+        wait_until(registered, f"{role} worker registers", seconds=120)
+        return handle
+
+    def wait_for_end(self, tenant_id: str, job_id: str, *, seconds: float = 60) -> Job:
+        """Wait until the job is terminal."""
+
+        def ended() -> Job | None:
+            job = self.look_at(tenant_id, job_id)
+            return job if job.state in TERMINAL_JOB_STATES else None
+
+        return wait_until(ended, f"job {job_id} ends", seconds=seconds)
+
+    def look_at(self, tenant_id: str, job_id: str) -> Job:
+        """The job's row now."""
+        with self.db.tenant(tenant_id) as session:
+            return get_job(session, tenant_id, job_id)
+
+
+def wait_until(look: Callable[[], T | None], what: str, *, seconds: float = 30) -> T:
+    """Look again and again until there is an answer; fails after ``seconds``."""
+    given_up = threading.Event()
+    timer = threading.Timer(seconds, given_up.set)
+    timer.start()
+    try:
+        while not given_up.wait(0.05):
+            found = look()
+            if found:
+                return found
+        raise AssertionError(f"waited {seconds} s in vain until {what}")
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def running_service(settings: Settings, db: Database, folder: Path) -> Iterator[Service]:
+    """A dispatcher, and a handle to start workers; all ends with the block."""
+    stopping = threading.Event()
+    celery = make_celery(settings)
+    dispatcher = threading.Thread(target=run_loop, args=(settings, db, celery, stopping))
+    with ExitStack() as cleanup:
+        dispatcher.start()
+        cleanup.callback(dispatcher.join)
+        cleanup.callback(stopping.set)
+        yield Service(settings, db, folder, cleanup)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
