@@ -1,0 +1,153 @@
+"""The WSGI application: ``gunicorn 'app.api.app:create_app()'``."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import structlog
+from flask import Response, g, request
+from flask_openapi.models.info import Info
+from flask_openapi.openapi import OpenAPI
+
+from app.api import (
+    artifacts,
+    datasets,
+    docs,
+    health,
+    jobs,
+    keys,
+    models,
+    multipart,
+    results,
+    uploads,
+    workers,
+)
+from app.api.auth import check_key
+from app.api.document import build_document
+from app.api.parts import Parts
+from app.api.problems import raise_invalid, register_problems
+from app.api.requests import JSON_MAX_BYTES, StrictRequest
+from app.api.resource import Operation
+from app.api.schemas.base import Problem
+from app.api.wait import WaitSlots
+from app.clock import monotonic_seconds
+from app.db.session import Database
+from app.ids import REQUEST, new_id
+from app.log import configure_logging, get_logger
+from app.settings import Settings, load_settings
+from app.storage.s3 import ObjectStore
+
+_RESOURCES = (
+    jobs.resource,
+    results.resource,
+    uploads.resource,
+    multipart.resource,
+    datasets.resource,
+    models.resource,
+    artifacts.resource,
+    keys.resource,
+    workers.resource,
+    health.resource,
+    docs.resource,
+)
+#: A client that sends or takes nothing for so long gives its thread back.
+_IDLE_SECONDS = 60.0
+
+log = get_logger(__name__)
+
+
+def create_app(settings: Settings | None = None) -> OpenAPI:
+    """The application; contacts nothing until it is asked something.
+
+    Raises:
+        SettingsError: ``settings`` was left out and the environment's are not valid.
+    """
+    if settings is None:
+        settings = load_settings()
+        configure_logging(settings.log_level, json=settings.log_format == "json")
+    app = OpenAPI(
+        __name__,
+        info=Info(
+            title="Darkroom",
+            version=_version(),
+            summary="Hand over a batch of images, walk away, get labelled results.",
+        ),
+        doc_ui=False,
+        validation_error_model=Problem,
+        validation_error_callback=raise_invalid,
+        static_folder=None,
+    )
+    app.openapi_version = "3.1.1"
+    app.request_class = StrictRequest
+    app.config["MAX_CONTENT_LENGTH"] = JSON_MAX_BYTES
+    # OPTIONS without a key would tell which addresses exist; no browser script of others calls us.
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.extensions["darkroom"] = Parts(
+        settings=settings,
+        db=Database.from_settings(settings),
+        store=ObjectStore.from_settings(settings),
+        slots=WaitSlots(settings.wait_slots),
+    )
+    register_problems(app)
+    operations: dict[str, Operation] = {}
+    for resource in _RESOURCES:
+        app.register_api(resource)
+        operations.update(resource.operations)
+    app.extensions["darkroom.openapi"] = build_document(app, operations.values())
+
+    def begin() -> None:
+        _begin(operations.get(request.endpoint or ""))
+
+    app.before_request(begin)
+    app.after_request(_end)
+    return app
+
+
+def openapi_document(app: OpenAPI) -> dict[str, Any]:
+    """The OpenAPI document of an application."""
+    document: dict[str, Any] = app.extensions["darkroom.openapi"]
+    return document
+
+
+def _begin(operation: Operation | None) -> None:
+    """Name the request, bound its silence, and let it in."""
+    g.began = monotonic_seconds()
+    g.request_id = new_id(REQUEST)
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(request_id=g.request_id)
+    connection = request.environ.get("gunicorn.socket")
+    if connection is not None:
+        connection.settimeout(_IDLE_SECONDS)
+    # Without an operation there is no route: the 404 or 405 is on its way already.
+    if operation is not None and operation.guarded:
+        check_key(operation.scope)
+
+
+def _end(response: Response) -> Response:
+    """Set what every answer carries, and log the request."""
+    headers = response.headers
+    headers["X-Request-Id"] = g.get("request_id", "")
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers["Referrer-Policy"] = "no-referrer"
+    headers["X-Frame-Options"] = "DENY"
+    headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    headers.setdefault(
+        "Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; sandbox"
+    )
+    headers.setdefault("Cache-Control", "no-store")
+    log.info(
+        "request",
+        method=request.method,
+        path=request.path,
+        status=response.status_code,
+        milliseconds=round((monotonic_seconds() - g.get("began", monotonic_seconds())) * 1000, 1),
+    )
+    return response
+
+
+def _version() -> str:
+    try:
+        return version("darkroom")
+    except PackageNotFoundError:
+        return "0"

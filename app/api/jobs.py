@@ -1,0 +1,210 @@
+"""Jobs: submit, list, poll, cancel."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from flask import Response, request
+from sqlalchemy.orm import Session
+
+from app.api.idempotency import once
+from app.api.parts import parts, principal
+from app.api.replies import Reply, as_json, json_response, page_fields, send
+from app.api.resource import Resource
+from app.api.schemas.job_answers import JobAnswer, JobPage
+from app.api.schemas.jobs import (
+    ExportJob,
+    FinetuneJob,
+    ImportJob,
+    JobPath,
+    JobsQuery,
+    PredictJob,
+    SubmitJob,
+    WaitQuery,
+)
+from app.api.views import retry_after_seconds, show_job, show_jobs
+from app.jobs.cancel import cancel_job as cancel
+from app.jobs.progress import get_job as find_job
+from app.jobs.progress import list_jobs as page_jobs
+from app.jobs.states import TERMINAL_JOB_STATES, JobKind, JobState
+from app.jobs.submit import submit_export, submit_finetune, submit_import, submit_predict
+from app.jobs.tables import Job
+from app.tenants.scopes import Scope, require
+
+resource = Resource("jobs", "Jobs", "Submit work, watch it, stop it.")
+
+SCOPE_OF_KIND = {
+    JobKind.PREDICT: Scope.JOBS_WRITE,
+    JobKind.FINETUNE: Scope.MODELS_WRITE,
+    JobKind.IMPORT: Scope.MODELS_WRITE,
+    JobKind.EXPORT: Scope.EXPORTS,
+}
+_ACCEPTED = ("Location", "Retry-After")
+
+
+@resource.route_as(
+    "post", "/jobs", answers={202: JobAnswer}, problems=[404], headers={202: _ACCEPTED}
+)
+def submit_job(body: SubmitJob) -> Response:
+    """Submit a job.
+
+    The answer comes at once; the job's `links.self` tells how far it is.
+    `predict` needs the scope `jobs:write`, `finetune` and `import` need `models:write`,
+    `export` needs `exports`.
+    """
+    asked = body.root
+    require(principal(), SCOPE_OF_KIND[JobKind(asked.kind)])
+    return once(lambda session: accepted(session, _submit(session, asked)), Retry_After="1")
+
+
+def accepted(session: Session, job: Job) -> Reply:
+    """The answer to a submission."""
+    return Reply(202, as_json(show_job(session, job)), f"/v1/jobs/{job.id}")
+
+
+def _submit(session: Session, asked: PredictJob | FinetuneJob | ImportJob | ExportJob) -> Job:
+    tenant_id = principal().tenant_id
+    match asked:
+        case PredictJob():
+            return submit_predict(
+                session,
+                tenant_id,
+                source=asked.input.model_dump(exclude_none=True),
+                model=asked.model,
+                options=asked.options.model_dump(),
+                own_bucket=parts().settings.bucket,
+                priority=asked.priority,
+                metadata=asked.metadata,
+            )
+        case FinetuneJob():
+            return submit_finetune(
+                session,
+                tenant_id,
+                dataset=asked.input.dataset,
+                model=asked.model,
+                recipe=asked.options.recipe(),
+                alias=asked.options.alias,
+                priority=asked.priority,
+                metadata=asked.metadata,
+            )
+        case ImportJob():
+            return submit_import(
+                session,
+                tenant_id,
+                model=asked.model,
+                metadata=asked.metadata,
+                **asked.options.model_dump(),
+            )
+        case ExportJob():
+            return submit_export(
+                session,
+                tenant_id,
+                job_id=asked.input.job,
+                metadata=asked.metadata,
+                **asked.options.model_dump(),
+            )
+
+
+@resource.route_as("get", "/jobs", answers={200: JobPage}, scope=Scope.JOBS_READ)
+def list_jobs(query: JobsQuery) -> Response:
+    """List jobs, newest first."""
+    tenant_id = principal().tenant_id
+    with parts().db.tenant(tenant_id) as session:
+        rows, has_more = page_jobs(
+            session,
+            tenant_id,
+            after=query.after,
+            limit=query.limit,
+            kind=JobKind(query.kind) if query.kind else None,
+            state=JobState(query.state) if query.state else None,
+        )
+        shown = show_jobs(session, tenant_id, rows)
+    return send(JobPage(**page_fields(shown, has_more, lambda job: job)))
+
+
+@resource.route_as(
+    "get",
+    "/jobs/<job_id>",
+    answers={200: JobAnswer, 304: None},
+    scope=Scope.JOBS_READ,
+    headers={200: ("ETag", "Retry-After"), 304: ("ETag", "Retry-After")},
+    takes=["IfNoneMatch"],
+)
+def get_job(path: JobPath, query: WaitQuery) -> Response:
+    """Poll a job.
+
+    While the job is open, `Retry-After` says when to ask again. With `wait` the answer is held
+    back: until the job differs from the ETag in `If-None-Match`, or, without that header,
+    until it has ended.
+    """
+    here, tenant_id = parts(), principal().tenant_id
+    known = request.if_none_match
+
+    def look() -> _Look:
+        # A transaction of its own each time: nobody holds a connection while waiting.
+        with here.db.tenant(tenant_id) as session:
+            job = find_job(session, tenant_id, path.job_id)
+            return _Look(show_job(session, job), job)
+
+    def is_news(seen: _Look) -> bool:
+        return seen.is_over or (bool(known) and not known.contains(seen.etag))
+
+    seen = look()
+    full = False
+
+    def look_again() -> bool:
+        nonlocal seen
+        seen = look()
+        return is_news(seen)
+
+    if query.wait > 0 and not is_news(seen):
+        with here.slots.take() as taken:
+            full = not taken
+            if taken:
+                seconds = min(query.wait, here.settings.wait_max_seconds)
+                here.slots.wait_until(look_again, seconds)
+    response = seen.response(unchanged=known.contains(seen.etag))
+    if full:
+        response.headers["Retry-After"] = str(max(2, retry_after_seconds(seen.job) or 2))
+    return response
+
+
+class _Look:
+    """A job at one moment, as the bytes that would be sent."""
+
+    def __init__(self, answer: JobAnswer, job: Job) -> None:
+        self.job = job
+        self.is_over = job.state in TERMINAL_JOB_STATES
+        # Sorted, so that the same row gives the same bytes and the ETag may be a strong one.
+        self.text = json.dumps(as_json(answer), sort_keys=True, ensure_ascii=False)
+        self.etag = hashlib.sha256(self.text.encode()).hexdigest()[:32]
+
+    def response(self, *, unchanged: bool) -> Response:
+        response = Response(status=304) if unchanged else json_response(self.text)
+        response.set_etag(self.etag)
+        response.headers["Cache-Control"] = "private, no-cache"
+        seconds = retry_after_seconds(self.job)
+        if seconds is not None:
+            response.headers["Retry-After"] = str(seconds)
+        return response
+
+
+@resource.route_as(
+    "post",
+    "/jobs/<job_id>/cancel",
+    answers={202: JobAnswer},
+    scope=Scope.JOBS_WRITE,
+    headers={202: _ACCEPTED},
+)
+def cancel_job(path: JobPath) -> Response:
+    """Ask a job to stop.
+
+    It is `cancelling` until no worker holds a part of it; what had finished stays. Asking
+    again changes nothing.
+    """
+    tenant_id = principal().tenant_id
+    return once(
+        lambda session: accepted(session, cancel(session, tenant_id, path.job_id)),
+        Retry_After="1",
+    )

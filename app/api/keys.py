@@ -1,0 +1,63 @@
+"""Keys: make, list, revoke."""
+
+from __future__ import annotations
+
+from flask import Response
+
+from app.api.idempotency import read_claim, replay
+from app.api.parts import parts, principal
+from app.api.replies import Reply, as_json, page_fields, send
+from app.api.resource import Resource
+from app.api.schemas.base import PageQuery
+from app.api.schemas.service import CreateKey, KeyAnswer, KeyPage, KeyPath, NewKeyAnswer
+from app.tenants.keys import create_key as make_key
+from app.tenants.keys import list_keys as page_keys
+from app.tenants.keys import revoke_key as end_key
+from app.tenants.scopes import Scope
+
+resource = Resource("keys", "Keys", "What proves who is asking, and what it may do.")
+
+
+@resource.route_as("post", "/keys", answers={201: NewKeyAnswer}, scope=Scope.ADMIN)
+def create_key(body: CreateKey) -> Response:
+    """Make a key.
+
+    Its text is in this answer and never again: a replay under the same Idempotency-Key has
+    `text: null`, since the service keeps only a hash. Revoke a key whose text was lost.
+    """
+    here, tenant_id = parts(), principal().tenant_id
+    claim = read_claim()
+    with here.db.tenant(tenant_id) as session:
+        kept = claim.recall(session) if claim else None
+        if kept is not None:
+            return replay(kept)
+        made = make_key(
+            session,
+            tenant_id,
+            name=body.name,
+            scopes=list(body.scopes),
+            pepper=here.settings.key_pepper.get_secret_value(),
+            expires_at=body.expires_at,
+        )
+        shown = KeyAnswer.model_validate(made.row).model_dump()
+        if claim:
+            claim.keep(session, Reply(201, as_json(NewKeyAnswer(**shown, text=None))))
+    return send(NewKeyAnswer(**shown, text=made.text), 201)
+
+
+@resource.route_as("get", "/keys", answers={200: KeyPage}, scope=Scope.ADMIN)
+def list_keys(query: PageQuery) -> Response:
+    """List keys, newest first, revoked ones too."""
+    tenant_id = principal().tenant_id
+    with parts().db.tenant(tenant_id) as session:
+        rows, has_more = page_keys(session, tenant_id, after=query.after, limit=query.limit)
+    return send(KeyPage(**page_fields(rows, has_more, KeyAnswer.model_validate)))
+
+
+@resource.route_as("delete", "/keys/<key_id>", answers={204: None}, scope=Scope.ADMIN)
+def revoke_key(path: KeyPath) -> Response:
+    """End a key at once; a second time changes nothing."""
+    tenant_id = principal().tenant_id
+    with parts().db.tenant(tenant_id) as session:
+        end_key(session, tenant_id, path.key_id)
+    return Response(status=204)

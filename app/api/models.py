@@ -1,0 +1,127 @@
+"""Models: import weights, read versions, move aliases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flask import Response
+from sqlalchemy.orm import Session
+
+from app.api.idempotency import once
+from app.api.jobs import accepted
+from app.api.parts import parts, principal
+from app.api.replies import Reply, page_fields, send
+from app.api.resource import Resource
+from app.api.schemas.base import PageQuery
+from app.api.schemas.job_answers import JobAnswer
+from app.api.schemas.library import (
+    AliasPath,
+    ImportVersion,
+    ModelAnswer,
+    ModelPage,
+    ModelVersionAnswer,
+    ModelVersionPage,
+    MoveAlias,
+    NamePath,
+    VersionPath,
+)
+from app.jobs.submit import submit_import
+from app.models.promote import move_alias as point_alias
+from app.models.resolve import get_version, summarise_model
+from app.models.resolve import list_models as page_models
+from app.models.resolve import list_versions as page_versions
+from app.models.tables import ModelVersion
+from app.tenants.scopes import Scope
+
+resource = Resource("models", "Models", "Names, their immutable versions, movable aliases.")
+
+
+@resource.route_as("get", "/models", answers={200: ModelPage}, scope=Scope.MODELS_READ)
+def list_models(query: PageQuery) -> Response:
+    """List models, newest first."""
+    tenant_id = principal().tenant_id
+    with parts().db.tenant(tenant_id) as session:
+        rows, has_more = page_models(session, tenant_id, after=query.after, limit=query.limit)
+    return send(ModelPage(**page_fields(rows, has_more, ModelAnswer.model_validate)))
+
+
+@resource.route_as(
+    "post",
+    "/models/<name>/versions",
+    answers={202: JobAnswer},
+    scope=Scope.MODELS_WRITE,
+    headers={202: ("Location", "Retry-After")},
+)
+def import_version(path: NamePath, body: ImportVersion) -> Response:
+    """Import weights as a model's next version.
+
+    The same as a job of kind `import`: a worker checks them against the architecture.
+    """
+
+    def work(session: Session) -> Reply:
+        job = submit_import(session, principal().tenant_id, model=path.name, **body.model_dump())
+        return accepted(session, job)
+
+    return once(work, Retry_After="1")
+
+
+@resource.route_as(
+    "get", "/models/<name>/versions", answers={200: ModelVersionPage}, scope=Scope.MODELS_READ
+)
+def list_model_versions(path: NamePath, query: PageQuery) -> Response:
+    """List a model's versions, highest number first."""
+    tenant_id = principal().tenant_id
+    with parts().db.tenant(tenant_id) as session:
+        rows, has_more = page_versions(
+            session, tenant_id, path.name, after=query.after, limit=query.limit
+        )
+        aliases = summarise_model(session, tenant_id, path.name).aliases
+    fields = page_fields(rows, has_more, lambda row: _show(path.name, row, aliases))
+    return send(ModelVersionPage(**fields))
+
+
+@resource.route_as(
+    "get",
+    "/models/<name>/versions/<number>",
+    answers={200: ModelVersionAnswer},
+    scope=Scope.MODELS_READ,
+)
+def get_model_version(path: VersionPath) -> Response:
+    """Read one version of a model."""
+    with parts().db.tenant(principal().tenant_id) as session:
+        return send(_find(session, path.name, path.number))
+
+
+@resource.route_as(
+    "put",
+    "/models/<name>/aliases/<alias>",
+    answers={200: ModelVersionAnswer},
+    scope=Scope.MODELS_WRITE,
+    problems=[409],
+)
+def move_alias(path: AliasPath, body: MoveAlias) -> Response:
+    """Point an alias at a ready version of the model.
+
+    Jobs took their version when they were submitted: those that run do not change.
+    """
+    tenant_id = principal().tenant_id
+    with parts().db.tenant(tenant_id) as session:
+        version = get_version(session, tenant_id, f"{path.name}@{body.version}")
+        point_alias(session, tenant_id, path.name, path.alias, version.id)
+        return send(_find(session, path.name, body.version))
+
+
+def _find(session: Session, name: str, number: int) -> ModelVersionAnswer:
+    tenant_id = principal().tenant_id
+    version = get_version(session, tenant_id, f"{name}@{number}")
+    return _show(name, version, summarise_model(session, tenant_id, name).aliases)
+
+
+def _show(name: str, version: ModelVersion, aliases: Mapping[str, int]) -> ModelVersionAnswer:
+    fields = {
+        field: getattr(version, field)
+        for field in ModelVersionAnswer.model_fields
+        if field not in ("model", "aliases")
+    }
+    pointing = [alias for alias, number in aliases.items() if number == version.number]
+    return ModelVersionAnswer(**fields, model=name, aliases=pointing)

@@ -1,0 +1,158 @@
+"""Uploads in parts: begin, and complete; the parts go straight to the object store."""
+
+from __future__ import annotations
+
+from flask import Response
+from sqlalchemy.orm import Session
+
+from app.api.idempotency import read_claim, replay
+from app.api.parts import parts, principal
+from app.api.replies import Reply, send
+from app.api.resource import Resource
+from app.api.schemas.uploads import (
+    BeginMultipart,
+    BegunMultipart,
+    CompleteMultipart,
+    PartLink,
+    StoredUpload,
+    UploadPath,
+)
+from app.api.uploads import store_upload
+from app.api.views import show_upload
+from app.errors import ConflictError, TooLargeError
+from app.ids import UPLOAD, new_id
+from app.storage.keys import upload_archive
+from app.storage.s3 import PartInfo
+from app.tenants.scopes import Scope
+from app.uploads.multipart import join_parts, plan_parts, sign_parts
+from app.uploads.receive import begin_upload, get_upload
+from app.uploads.tables import Upload, UploadKind
+
+resource = Resource("multipart", "Uploads", "Hand over archives of images and weights.")
+
+
+@resource.route_as(
+    "post",
+    "/uploads/multipart",
+    answers={201: BegunMultipart},
+    scope=Scope.JOBS_WRITE,
+    headers={201: ("Location",)},
+)
+def begin_multipart(body: BeginMultipart) -> Response:
+    """Begin a large upload in parts.
+
+    PUT each part to its link, then complete the upload with the ETags that came back. A
+    replay under the same Idempotency-Key brings fresh links to the same upload.
+    """
+    here, tenant_id = parts(), principal().tenant_id
+    if body.size_bytes > here.settings.upload_max_bytes:
+        raise TooLargeError(
+            f"the upload has {body.size_bytes} bytes; at most {here.settings.upload_max_bytes} "
+            "are taken (setting upload_max_bytes)"
+        )
+    claim, bucket = read_claim(), here.settings.bucket
+    with here.db.tenant(tenant_id) as session:
+        kept = claim.recall(session) if claim else None
+        if kept is not None:
+            upload = get_upload(session, tenant_id, kept.body["upload"]["id"])
+    if kept is not None:
+        return _begun(upload, replayed=True)
+    # The store is asked between two transactions: none is open while it takes its time.
+    upload_id = new_id(UPLOAD)
+    key = upload_archive(tenant_id, upload_id)
+    multipart_id = here.store.begin_multipart(bucket, key)
+    with here.db.tenant(tenant_id) as session:
+        kept = claim.recall(session) if claim else None
+        if kept is not None:
+            upload = get_upload(session, tenant_id, kept.body["upload"]["id"])
+        else:
+            upload = begin_upload(
+                session,
+                tenant_id,
+                kind=UploadKind(body.kind),
+                filename=body.filename,
+                upload_id=upload_id,
+                size_bytes=body.size_bytes,
+                multipart_id=multipart_id,
+            )
+            if claim:
+                claim.keep(session, Reply(201, {"upload": {"id": upload.id}}))
+    if kept is not None:
+        here.store.abort_multipart(bucket, key, multipart_id)
+    return _begun(upload, replayed=kept is not None)
+
+
+@resource.route_as(
+    "post",
+    "/uploads/<upload_id>/complete",
+    answers={201: StoredUpload, 202: StoredUpload},
+    scope=Scope.JOBS_WRITE,
+    headers={201: ("Location",), 202: ("Location", "Retry-After")},
+)
+def complete_multipart(path: UploadPath, body: CompleteMultipart) -> Response:
+    """Complete an upload whose parts are all sent.
+
+    An archive answers 202 with its ingest job, weights answer 201.
+    """
+    here, tenant_id = parts(), principal().tenant_id
+    claim = read_claim()
+    with here.db.tenant(tenant_id) as session:
+        kept = claim.recall(session) if claim else None
+        upload = get_upload(session, tenant_id, path.upload_id)
+    if kept is not None:
+        return replay(kept, **_soon(kept))
+    if upload.multipart_id is None:
+        raise ConflictError(
+            f"upload {upload.id} has no parts to complete; it is {upload.state}",
+            code="upload_not_receiving",
+        )
+    sent = [PartInfo(part.number, 0, part.etag.strip('"')) for part in body.parts]
+    join_parts(here.store, here.settings.bucket, upload, sent)
+    with here.db.tenant(tenant_id) as session:
+        kept = claim.recall(session) if claim else None
+        if kept is None:
+            reply = _store(session, upload)
+            if claim:
+                claim.keep(session, reply)
+    if kept is not None:
+        return replay(kept, **_soon(kept))
+    return reply.response(**_soon(reply))
+
+
+def _store(session: Session, upload: Upload) -> Reply:
+    # The bytes went past us, so their digest is not known here; the jobs that read them check.
+    return store_upload(session, upload.id, size_bytes=upload.size_bytes or 0, sha256=None)
+
+
+def _begun(upload: Upload, *, replayed: bool) -> Response:
+    here = parts()
+    if upload.multipart_id is None or upload.state != "receiving":
+        raise ConflictError(
+            f"upload {upload.id} is {upload.state}: it takes no more bytes",
+            code="upload_not_receiving",
+        )
+    plan = plan_parts(upload.size_bytes or 0, part_bytes=here.settings.upload_part_bytes)
+    signed, ends_at = sign_parts(
+        here.store,
+        here.settings.bucket,
+        upload,
+        plan,
+        link_seconds=here.settings.link_seconds,
+    )
+    response = send(
+        BegunMultipart(
+            upload=show_upload(upload),
+            part_bytes=plan.part_bytes,
+            parts=[PartLink(number=part.number, url=part.url) for part in signed],
+            expires_at=ends_at,
+        ),
+        201,
+    )
+    response.headers["Location"] = f"/v1/uploads/{upload.id}"
+    if replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    return response
+
+
+def _soon(reply: Reply) -> dict[str, str]:
+    return {"Retry_After": "1"} if reply.status == 202 else {}

@@ -1,0 +1,39 @@
+"""What a request needs of the process it runs in, and who is asking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from flask import current_app, g
+
+from app.api.wait import WaitSlots
+from app.db.session import Database
+from app.settings import Settings
+from app.storage.s3 import ObjectStore
+from app.tenants.scopes import Principal
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The process's settings and its doors to database and object store."""
+
+    settings: Settings
+    db: Database
+    store: ObjectStore
+    slots: WaitSlots
+
+
+def parts() -> Parts:
+    """The parts of the application that serves this request."""
+    return cast(Parts, current_app.extensions["darkroom"])
+
+
+def principal() -> Principal:
+    """Who is asking; set before any route that needs a key runs."""
+    return cast(Principal, g.principal)
+
+
+def request_id() -> str:
+    """The id of this request, for answers and logs."""
+    return cast(str, g.get("request_id", ""))

@@ -1,0 +1,115 @@
+"""A resource: routes that each name their scope, and what the document says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from flask_openapi.blueprint import APIBlueprint
+from flask_openapi.models.tag import Tag
+from pydantic import BaseModel
+
+from app.tenants.scopes import Scope
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+#: What any route may answer: an outage, or a fault of ours.
+_ALWAYS = frozenset({400, 500, 503})
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One route, as the guard and the document see it."""
+
+    method: str
+    #: As the document writes it: ``/v1/jobs/{job_id}``.
+    path: str
+    #: Needs a key at all.
+    guarded: bool
+    #: The scope that the key must carry; None where the body decides, or any key will do.
+    scope: Scope | None
+    #: Status → schema, media type of raw bytes, or None for no body.
+    answers: Mapping[int, type[BaseModel] | str | None]
+    problems: frozenset[int]
+    #: Status → names of ``components.headers``.
+    headers: Mapping[int, Sequence[str]]
+    #: Names of ``components.parameters``: request headers.
+    takes: Sequence[str]
+    #: The schemas of path and query parameters and of a JSON body.
+    parameters: Sequence[type[BaseModel]]
+    body: type[BaseModel] | None
+    #: Media types of a body that is no JSON.
+    media_types: Sequence[str]
+
+
+class Resource(APIBlueprint):
+    """A blueprint under ``/v1`` whose routes are closed unless they say otherwise."""
+
+    def __init__(
+        self, name: str, tag: str, description: str, *, prefix: str | None = "/v1"
+    ) -> None:
+        super().__init__(
+            name,
+            __name__,
+            url_prefix=prefix,
+            abp_tags=[Tag(name=tag, description=description)],
+        )
+        #: Endpoint → operation.
+        self.operations: dict[str, Operation] = {}
+
+    def route_as(
+        self,
+        method: str,
+        rule: str,
+        *,
+        answers: Mapping[int, type[BaseModel] | str | None],
+        scope: Scope | None = None,
+        guarded: bool = True,
+        problems: Sequence[int] = (),
+        headers: Mapping[int, Sequence[str]] | None = None,
+        takes: Sequence[str] = (),
+        media_types: Sequence[str] = (),
+    ) -> Callable[[View], View]:
+        """Register a view: its first docstring line is the summary, its name the operationId.
+
+        Parameters and body are validated by the types of its arguments ``path``, ``query``
+        and ``body`` before it runs.
+        """
+
+        def register(view: View) -> View:
+            hints = get_type_hints(view)
+            parameters = [hints[word] for word in ("path", "query") if word in hints]
+            body = hints.get("body")
+            expected = set(_ALWAYS) | set(problems)
+            if guarded:
+                expected |= {401, 403}
+            if "path" in hints:
+                expected.add(404)
+            if body is not None or media_types:
+                expected |= {413, 415}
+            if body is not None or "query" in hints:
+                expected.add(422)
+            asked = list(takes)
+            if method == "post":
+                asked.append("IdempotencyKey")
+                expected |= {409, 422, 413}
+            path = (self.url_prefix or "") + rule.replace("<", "{").replace(">", "}")
+            self.operations[f"{self.name}.{view.__name__}"] = Operation(
+                method=method,
+                path=path,
+                guarded=guarded,
+                scope=scope,
+                answers=answers,
+                problems=frozenset(expected),
+                headers=headers or {},
+                takes=asked,
+                parameters=parameters,
+                body=body,
+                media_types=media_types,
+            )
+            decorate = getattr(self, method)(rule, operation_id=view.__name__)
+            decorate(view)
+            return view
+
+        return register

@@ -1,0 +1,143 @@
+"""Datasets and models as they are asked for and shown."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from app.api.schemas.base import Answer, Metadata, Name, Number, PageAnswer, Parameters, Request
+from app.api.schemas.jobs import ImportOptions, UploadInput
+
+
+class Fractions(Request):
+    """Shares of the samples whose split did not come with them; they sum to 1."""
+
+    train: float = Field(0.8, ge=0, le=1)
+    validation: float = Field(0.0, ge=0, le=1)
+    test: float = Field(0.2, ge=0, le=1)
+
+
+class FreezeDataset(Request):
+    """The labelled images of an upload, to be frozen as a version of a dataset."""
+
+    name: Name
+    input: UploadInput
+    fractions: Fractions = Fractions()
+    seed: int = Field(0, ge=0, le=2**63 - 1)
+    skip_unlabelled: bool = Field(False, description="Leave images without a label out.")
+
+
+class NamePath(Parameters):
+    """Which dataset or model."""
+
+    name: Name = Field(description="Its name.")
+
+
+class VersionPath(Parameters):
+    """Which version of which dataset or model."""
+
+    name: Name = Field(description="Its name.")
+    number: Number = Field(description="The version's number, from 1.")
+
+
+class AliasPath(Parameters):
+    """Which alias of which model."""
+
+    name: Name = Field(description="The model's name.")
+    alias: Name = Field(description="The alias, such as `production`.")
+
+
+class MoveAlias(Request):
+    """Where an alias shall point."""
+
+    version: Number
+
+
+class ImportVersion(ImportOptions):
+    """Weights to be checked and registered as the model's next version."""
+
+    metadata: Metadata = Field({})
+
+
+class DatasetAnswer(Answer):
+    """A dataset."""
+
+    id: str
+    name: str
+    version_count: int
+    latest_number: int = Field(description="0 where there is no version yet.")
+    created_at: datetime
+
+
+class DatasetPage(PageAnswer):
+    """A page of datasets, newest first."""
+
+    data: list[DatasetAnswer]
+
+
+class DatasetVersionAnswer(Answer):
+    """Frozen labelled images."""
+
+    id: str
+    name: str
+    number: int
+    content_sha256: str
+    classes: list[str]
+    sample_count: int
+    counts: dict[str, dict[str, int]] = Field(description="Split → class → samples.")
+    source: dict[str, Any] = Field(description="What it was frozen from.")
+    created_at: datetime
+
+
+class DatasetVersionPage(PageAnswer):
+    """A page of a dataset's versions, highest number first."""
+
+    data: list[DatasetVersionAnswer]
+
+
+class ModelAnswer(Answer):
+    """A model."""
+
+    id: str
+    name: str
+    aliases: dict[str, int] = Field(description="Alias → version number.")
+    version_count: int
+    latest_number: int
+    created_at: datetime
+
+
+class ModelPage(PageAnswer):
+    """A page of models, newest first."""
+
+    data: list[ModelAnswer]
+
+
+class ModelVersionAnswer(Answer):
+    """Immutable weights with their preprocessing, classes and lineage."""
+
+    id: str
+    model: str
+    number: int
+    state: Literal["pending", "ready", "archived", "failed"]
+    aliases: list[str]
+    arch: str
+    arch_options: dict[str, Any]
+    classes: list[str] | None
+    preprocess: dict[str, Any] | None
+    preprocess_sha256: str | None
+    weights_sha256: str | None
+    weights_bytes: int | None
+    parameter_count: int | None
+    scores: dict[str, Any] | None
+    lineage: dict[str, Any]
+    job_id: str | None
+    created_at: datetime
+    ready_at: datetime | None
+
+
+class ModelVersionPage(PageAnswer):
+    """A page of a model's versions, highest number first."""
+
+    data: list[ModelVersionAnswer]

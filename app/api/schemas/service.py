@@ -1,0 +1,139 @@
+"""Artifacts, keys, workers and health as they are asked for and shown."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field
+
+from app.api.schemas.base import (
+    Answer,
+    ArtifactId,
+    KeyId,
+    Name,
+    PageAnswer,
+    Parameters,
+    Request,
+)
+
+ScopeWord = Literal[
+    "jobs:read",
+    "jobs:write",
+    "models:read",
+    "models:write",
+    "labels:write",
+    "exports",
+    "admin",
+]
+
+
+class ArtifactPath(Parameters):
+    """Which artifact."""
+
+    artifact_id: ArtifactId = Field(description="An artifact's id.")
+
+
+class ArtifactAnswer(Answer):
+    """A file that a job made."""
+
+    id: str
+    job_id: str
+    name: str
+    media_type: str
+    size_bytes: int
+    sha256: str
+    created_at: datetime
+    content: str = Field(description="Where its bytes are.")
+
+
+class ArtifactPage(PageAnswer):
+    """A page of a job's files, oldest first."""
+
+    data: list[ArtifactAnswer]
+
+
+class LinkAnswer(Answer):
+    """A link that needs no key."""
+
+    url: str
+    expires_at: datetime
+
+
+class KeyPath(Parameters):
+    """Which key."""
+
+    key_id: KeyId = Field(description="A key's id.")
+
+
+class CreateKey(Request):
+    """A key to be made."""
+
+    name: Name
+    scopes: Annotated[list[ScopeWord], Field(min_length=1, max_length=20)]
+    expires_at: AwareDatetime | None = Field(None, description="Never, where left out.")
+
+
+class KeyAnswer(Answer):
+    """A key without its secret."""
+
+    id: str
+    name: str
+    scopes: list[str]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+
+class NewKeyAnswer(KeyAnswer):
+    """A key just made."""
+
+    text: str | None = Field(
+        description="The key itself, in this answer and never again: null in a replay."
+    )
+
+
+class KeyPage(PageAnswer):
+    """A page of keys, newest first."""
+
+    data: list[KeyAnswer]
+
+
+class WorkerAnswer(Answer):
+    """A worker process."""
+
+    id: str
+    name: str
+    host: str
+    pid: int
+    device: str
+    queue: str
+    slots: int
+    warm_versions: list[str]
+    started_at: datetime
+    last_seen_at: datetime
+    gone_at: datetime | None
+
+
+class WorkerPage(PageAnswer):
+    """A page of workers, newest first."""
+
+    data: list[WorkerAnswer]
+
+
+class LiveAnswer(Answer):
+    """The process answers."""
+
+    status: Literal["live"]
+
+
+PartWord = Literal["ok", "failing"]
+
+
+class ReadyAnswer(Answer):
+    """Whether every part that the service needs answers."""
+
+    status: Literal["ready", "not_ready"]
+    database: PartWord
+    object_store: PartWord

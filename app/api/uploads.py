@@ -1,0 +1,205 @@
+"""Uploads: one stream, or parts that go straight to the object store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+from flask import Response, request
+from sqlalchemy.orm import Session
+from werkzeug.exceptions import ClientDisconnected
+
+from app.api.idempotency import Claim, read_claim, replay
+from app.api.parts import parts, principal
+from app.api.replies import Reply, as_json, page_fields, send
+from app.api.requests import BadRequestError, MediaTypeError, body_incomplete
+from app.api.resource import Resource
+from app.api.schemas.base import PageQuery
+from app.api.schemas.uploads import (
+    StoredUpload,
+    UploadAnswer,
+    UploadPage,
+    UploadPath,
+    UploadQuery,
+)
+from app.api.views import show_job, show_upload
+from app.errors import ConflictError, DarkroomError, TooLargeError
+from app.jobs.submit import submit_ingest
+from app.tenants.scopes import Scope
+from app.uploads.multipart import discard_parts
+from app.uploads.receive import (
+    begin_upload,
+    fail_upload,
+    finish_upload,
+    receive_bytes,
+)
+from app.uploads.receive import get_upload as find_upload
+from app.uploads.receive import list_uploads as page_uploads
+from app.uploads.tables import UploadKind
+
+resource = Resource("uploads", "Uploads", "Hand over archives of images and weights.")
+
+_PIECE_BYTES = 256 * 1024
+_TAKEN = ("application/octet-stream", "application/zip", "application/x-tar", "application/gzip")
+
+
+@resource.route_as(
+    "post",
+    "/uploads",
+    answers={201: StoredUpload, 202: StoredUpload},
+    scope=Scope.JOBS_WRITE,
+    headers={201: ("Location",), 202: ("Location", "Retry-After")},
+    media_types=_TAKEN,
+)
+def send_upload(query: UploadQuery) -> Response:
+    """Send a file as the raw body.
+
+    A zip, tar or tar.gz of images answers 202 with the ingest job that unpacks it; weights
+    (safetensors) answer 201. The body goes straight through to the object store, so its size
+    does not matter to the service's memory; very large files had better go by parts.
+    """
+    here, tenant_id = parts(), principal().tenant_id
+    announced = _check_announced(here.settings.upload_max_bytes)
+    claim = read_claim(with_body=False)
+    with here.db.tenant(tenant_id) as session:
+        kept = claim.recall(session) if claim else None
+        if kept is None:
+            upload = begin_upload(
+                session,
+                tenant_id,
+                kind=UploadKind(query.kind),
+                filename=query.filename,
+                size_bytes=announced,
+            )
+    if kept is not None:
+        return replay(kept, **_again(kept))
+    bucket = here.settings.bucket
+    try:
+        received = receive_bytes(
+            here.store,
+            bucket,
+            upload.object_key,
+            _pieces(announced),
+            max_bytes=here.settings.upload_max_bytes,
+        )
+    except BaseException:
+        _give_up(upload.id)
+        raise
+    with here.db.tenant(tenant_id) as session:
+        # A twin of this request may have been faster; then its answer is ours too.
+        kept = claim.recall(session) if claim else None
+        if kept is None:
+            reply = store_upload(
+                session, upload.id, size_bytes=received.size_bytes, sha256=received.sha256
+            )
+            _keep(claim, session, reply)
+    if kept is not None:
+        _give_up(upload.id)
+        here.store.delete(bucket, [upload.object_key])
+        return replay(kept, **_again(kept))
+    return reply.response(**_again(reply))
+
+
+def store_upload(session: Session, upload_id: str, *, size_bytes: int, sha256: str | None) -> Reply:
+    """Say that an upload is all there, and submit the ingest of an archive with it."""
+    tenant_id = principal().tenant_id
+    upload = finish_upload(session, tenant_id, upload_id, size_bytes=size_bytes, sha256=sha256)
+    if upload.kind != UploadKind.ARCHIVE:
+        answer = StoredUpload(upload=show_upload(upload), job=None)
+        return Reply(201, as_json(answer), f"/v1/uploads/{upload.id}")
+    job = submit_ingest(session, tenant_id, upload.id)
+    session.refresh(upload)
+    answer = StoredUpload(upload=show_upload(upload), job=show_job(session, job))
+    return Reply(202, as_json(answer), f"/v1/jobs/{job.id}")
+
+
+@resource.route_as("get", "/uploads", answers={200: UploadPage}, scope=Scope.JOBS_READ)
+def list_uploads(query: PageQuery) -> Response:
+    """List uploads, newest first."""
+    tenant_id = principal().tenant_id
+    with parts().db.tenant(tenant_id) as session:
+        rows, has_more = page_uploads(session, tenant_id, after=query.after, limit=query.limit)
+    return send(UploadPage(**page_fields(rows, has_more, show_upload)))
+
+
+@resource.route_as(
+    "get", "/uploads/<upload_id>", answers={200: UploadAnswer}, scope=Scope.JOBS_READ
+)
+def get_upload(path: UploadPath) -> Response:
+    """Read one upload."""
+    tenant_id = principal().tenant_id
+    with parts().db.tenant(tenant_id) as session:
+        return send(show_upload(find_upload(session, tenant_id, path.upload_id)))
+
+
+@resource.route_as(
+    "delete",
+    "/uploads/<upload_id>",
+    answers={204: None},
+    scope=Scope.JOBS_WRITE,
+    problems=[409],
+)
+def abort_upload(path: UploadPath) -> Response:
+    """Give up an upload whose bytes are still arriving; a stored one answers 409."""
+    here, tenant_id = parts(), principal().tenant_id
+    with here.db.tenant(tenant_id) as session:
+        upload = fail_upload(session, tenant_id, path.upload_id)
+    discard_parts(here.store, here.settings.bucket, upload)
+    return Response(status=204)
+
+
+def _check_announced(max_bytes: int) -> int | None:
+    """The announced length, None where the body comes in chunks of unknown number."""
+    if request.mimetype == "multipart/form-data":
+        raise MediaTypeError(
+            "send the file itself as the body (curl --data-binary @FILE or -T FILE), not a form"
+        )
+    announced = request.content_length
+    if announced is not None and announced > max_bytes:
+        raise TooLargeError(
+            f"the upload has {announced} bytes; at most {max_bytes} are taken "
+            "(setting upload_max_bytes)"
+        )
+    # Only now, and only here, may a body be larger than JSON.
+    request.max_content_length = None
+    return announced
+
+
+def _pieces(announced: int | None) -> Iterator[bytes]:
+    """The body, a piece at a time.
+
+    Raises:
+        BadRequestError: ``body_incomplete``: the connection ended, or fell silent, too early.
+    """
+    arrived = 0
+    try:
+        while piece := request.stream.read(_PIECE_BYTES):
+            arrived += len(piece)
+            yield piece
+    except (ClientDisconnected, OSError) as error:
+        raise body_incomplete() from error
+    except DarkroomError:
+        raise
+    except Exception as error:
+        # Servers have errors of their own for broken chunked bodies.
+        if type(error).__module__.startswith("gunicorn."):
+            raise BadRequestError("the chunked body is broken", code="body_incomplete") from error
+        raise
+    if announced is not None and arrived < announced:
+        raise body_incomplete()
+
+
+def _give_up(upload_id: str) -> None:
+    tenant_id = principal().tenant_id
+    # Whoever aborted it meanwhile did the same; the first error is the one to tell.
+    with suppress(ConflictError, DarkroomError), parts().db.tenant(tenant_id) as session:
+        fail_upload(session, tenant_id, upload_id)
+
+
+def _keep(claim: Claim | None, session: Session, reply: Reply) -> None:
+    if claim:
+        claim.keep(session, reply)
+
+
+def _again(reply: Reply) -> dict[str, str]:
+    return {"Retry_After": "1"} if reply.status == 202 else {}

@@ -1,0 +1,160 @@
+"""How rows are shown: the one place where columns become fields of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy.orm import Session
+
+from app.api.schemas.job_answers import (
+    ClassScore,
+    Counts,
+    JobAnswer,
+    JobLinks,
+    Named,
+    Progress,
+    ResultAnswer,
+)
+from app.api.schemas.service import ArtifactAnswer
+from app.api.schemas.uploads import UploadAnswer, UploadLinks
+from app.datasets.resolve import names_of_dataset_versions
+from app.jobs.progress import counts, rate_and_eta
+from app.jobs.states import TERMINAL_JOB_STATES, JobState
+from app.jobs.tables import Artifact, Item, Job
+from app.models.resolve import names_of_versions
+from app.uploads.tables import Upload
+
+
+def show_job(session: Session, job: Job) -> JobAnswer:
+    """A job, with the names of the versions it uses."""
+    return show_jobs(session, job.tenant_id, [job])[0]
+
+
+def show_jobs(session: Session, tenant_id: str, jobs: Sequence[Job]) -> list[JobAnswer]:
+    """Jobs in their order; two look-ups for the names, however many they are."""
+    models = names_of_versions(
+        session, tenant_id, {job.model_version_id for job in jobs if job.model_version_id}
+    )
+    datasets = names_of_dataset_versions(
+        session, tenant_id, {job.dataset_version_id for job in jobs if job.dataset_version_id}
+    )
+    return [
+        _show_job(
+            job, _named(models, job.model_version_id), _named(datasets, job.dataset_version_id)
+        )
+        for job in jobs
+    ]
+
+
+def _show_job(job: Job, model: Named | None, dataset: Named | None) -> JobAnswer:
+    rate, eta = rate_and_eta(job)
+    here = f"/v1/jobs/{job.id}"
+    source = job.input
+    if "items" in source:
+        # A poll must not carry a thousand locations that the client sent itself.
+        source = {"items_count": len(source["items"])}
+    return JobAnswer.model_validate(
+        {
+            "id": job.id,
+            "kind": job.kind,
+            "state": job.state,
+            "priority": job.priority,
+            "input": source,
+            "options": job.options,
+            "metadata": job.metadata_,
+            "model_version": model,
+            "dataset_version": dataset,
+            "counts": Counts(**counts(job)),
+            "progress": _progress(job),
+            "images_per_second": rate,
+            "eta_seconds": eta,
+            "result": job.result,
+            "error": job.error,
+            "created_at": job.created_at,
+            "queued_at": job.queued_at,
+            "running_at": job.running_at,
+            "finalizing_at": job.finalizing_at,
+            "cancelling_at": job.cancelling_at,
+            "ended_at": job.ended_at,
+            "updated_at": job.updated_at,
+            "links": JobLinks(
+                self=here,
+                results=f"{here}/results",
+                errors=f"{here}/errors",
+                metrics=f"{here}/metrics",
+                artifacts=f"{here}/artifacts",
+                cancel=f"{here}/cancel",
+            ),
+        }
+    )
+
+
+def retry_after_seconds(job: Job) -> int | None:
+    """When to ask again: a tenth of what is left, 1 s at least; None once the job has ended."""
+    if job.state in TERMINAL_JOB_STATES:
+        return None
+    _, eta = rate_and_eta(job)
+    return 1 if eta is None else int(min(max(eta / 10, 1), 15))
+
+
+def show_result(item: Item) -> ResultAnswer:
+    """How one item ended."""
+    prediction = None
+    if item.prediction is not None:
+        prediction = [ClassScore(class_=pair[0], score=pair[1]) for pair in item.prediction]
+    return ResultAnswer.model_validate(
+        {
+            "ordinal": item.ordinal,
+            "custom_id": item.custom_id,
+            "source": item.source,
+            "state": item.state,
+            "prediction": prediction,
+            "error": item.error,
+            "label": item.label,
+            "metadata": item.metadata_,
+        }
+    )
+
+
+def show_upload(upload: Upload) -> UploadAnswer:
+    """An upload."""
+    fields = {name: getattr(upload, name) for name in UploadAnswer.model_fields if name != "links"}
+    job = f"/v1/jobs/{upload.job_id}" if upload.job_id else None
+    return UploadAnswer(**fields, links=UploadLinks(self=f"/v1/uploads/{upload.id}", job=job))
+
+
+def show_artifact(artifact: Artifact) -> ArtifactAnswer:
+    """A file that a job made."""
+    return ArtifactAnswer(
+        id=artifact.id,
+        job_id=artifact.job_id,
+        name=artifact.name,
+        media_type=artifact.media_type,
+        size_bytes=artifact.size_bytes,
+        sha256=artifact.sha256,
+        created_at=artifact.created_at,
+        content=f"/v1/artifacts/{artifact.id}/content",
+    )
+
+
+def _named(names: dict[str, str], version_id: str | None) -> Named | None:
+    if version_id is None or version_id not in names:
+        return None
+    name, _, number = names[version_id].rpartition("@")
+    return Named(id=version_id, name=name, number=int(number))
+
+
+def _progress(job: Job) -> Progress:
+    if job.progress is not None:
+        step, steps = job.progress.get("step"), job.progress.get("steps")
+        fraction = min(step / steps, 1.0) if step is not None and steps else None
+        unit = job.progress.get("unit")
+    else:
+        done = counts(job)["done"]
+        sized = job.sealed_at is not None and job.total > 0
+        step, steps = done, (job.total if sized else None)
+        fraction = done / job.total if sized else None
+        unit = "item"
+    if job.state in (JobState.SUCCEEDED, JobState.PARTIALLY_SUCCEEDED):
+        fraction = 1.0
+    return Progress(fraction=fraction, step=step, steps=steps, unit=unit)
