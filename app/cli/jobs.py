@@ -163,7 +163,7 @@ def _short(value: object) -> str:
 
 
 def _name_of(version: Named | None) -> str | None:
-    return f"{version.name}  {version.id}" if version else None
+    return f"{version.reference}  {version.id}" if version else None
 
 
 def watch(

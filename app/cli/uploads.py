@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from app.cli.exits import EXIT_OF_STATE, Exit
 from app.cli.follow import finish, follow
 from app.cli.inputs import send_file
 from app.cli.words import ago_text, bytes_text
+
+if TYPE_CHECKING:
+    from app.client.values import Job
 
 app = typer.Typer(
     cls=GuardedGroup, help="Send archives, folders and weights.", no_args_is_help=True
@@ -61,10 +64,21 @@ def add(
             raise typer.Exit(code)
         if job is not None and job.is_over:
             finish(darkroom, job)
+            say(_measured(added.upload.id, job))
+            raise typer.Exit(code)
         say(added.upload.id)
         if job is not None and not job.is_over:
             note(f"unpacking; follow it with: darkroom watch {job.id}")
         raise typer.Exit(code)
+
+
+def _measured(upload_id: str, job: Job) -> str:
+    """One plain line for scripts: what was unpacked, and how fast."""
+    counts, rate = job.counts, job.images_per_second or 0.0
+    return (
+        f"upload id={upload_id} images={counts.succeeded} failed={counts.failed} "
+        f"seconds={job.seconds or 0.0:.2f} images_per_s={rate:.0f}"
+    )
 
 
 @app.command("list")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from app.client.errors import DAMAGED, LOCAL_FILE, UNREACHABLE, ApiError
-from app.client.transport import RETRY_STATUS, Transport, back_off
+from app.client.transport import RETRY_STATUS, Transport, back_off, road
 from app.client.values import Artifact
 
 _READ_BYTES = 1024 * 1024
@@ -25,17 +25,17 @@ class Artifacts:
 
     def list(self, job_id: str) -> Iterator[Artifact]:
         """The files that a job made."""
-        return map(Artifact.from_dict, self._transport.pages(f"/v1/jobs/{job_id}/artifacts"))
+        return map(Artifact.from_dict, self._transport.pages(road("jobs", job_id, "artifacts")))
 
     def get(self, artifact_id: str) -> Artifact:
         """One file's name, size and digest."""
         return Artifact.from_dict(
-            self._transport.call("GET", f"/v1/artifacts/{artifact_id}").json()
+            self._transport.call("GET", road("artifacts", artifact_id)).json()
         )
 
     def link(self, artifact_id: str) -> str:
         """A presigned link that downloads the file for a while, without a key."""
-        body = self._transport.call("POST", f"/v1/artifacts/{artifact_id}/link").json()
+        body = self._transport.call("POST", road("artifacts", artifact_id, "link")).json()
         return str(body["url"])
 
     def download(
@@ -110,7 +110,7 @@ class Artifacts:
         begin = out.tell()
         headers = {"Range": f"bytes={begin}-", "Accept-Encoding": "identity"} if begin else {}
         with self._transport.stream(
-            f"/v1/artifacts/{artifact.id}/content", headers={"Accept": "*/*", **headers}
+            road("artifacts", artifact.id, "content"), headers={"Accept": "*/*", **headers}
         ) as response:
             if begin and response.status_code != 206:
                 digest = _start_over(out)

@@ -22,7 +22,8 @@ class Darkroom:
     """A connection to one Darkroom; a context manager, safe to share between threads.
 
     ``url`` and ``key`` default to DARKROOM_URL and DARKROOM_API_KEY, else to the
-    ``client.json`` of a `darkroom up` on this machine.
+    ``client.json`` of a `darkroom up` on this machine. ``http`` and ``links_http`` stand in for
+    the network, to the service and to presigned links.
 
         with Darkroom() as darkroom:
             added = darkroom.uploads.add("photos.zip")
@@ -40,11 +41,16 @@ class Darkroom:
         *,
         timeout_seconds: float = 30.0,
         http: httpx2.BaseTransport | None = None,
+        links_http: httpx2.BaseTransport | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.address = find_address(url, key)
         self.transport = Transport(
-            self.address, timeout_seconds=timeout_seconds, http=http, pause=pause
+            self.address,
+            timeout_seconds=timeout_seconds,
+            http=http,
+            links_http=links_http,
+            pause=pause,
         )
         self.uploads = Uploads(self.transport)
         self.jobs = Jobs(self.transport)

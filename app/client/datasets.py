@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from app.client.transport import Transport
+from app.client.transport import Transport, road
 from app.client.values import Dataset, DatasetVersion
 
 
@@ -52,12 +52,12 @@ class Datasets:
 
     def versions(self, name: str) -> Iterator[DatasetVersion]:
         """The versions of a dataset."""
-        return map(_version, self._transport.pages(f"/v1/datasets/{name}/versions"))
+        return map(_version, self._transport.pages(road("datasets", name, "versions")))
 
     def get(self, name: str, number: int) -> DatasetVersion:
         """One version of a dataset."""
         return _version(
-            self._transport.call("GET", f"/v1/datasets/{name}/versions/{number}").json()
+            self._transport.call("GET", road("datasets", name, "versions", number)).json()
         )
 
 

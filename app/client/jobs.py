@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from app.client.errors import UNREACHABLE, WAIT_TIMEOUT, ApiError
-from app.client.transport import RETRY_STATUS, Transport, back_off
+from app.client.transport import RETRY_STATUS, Transport, back_off, road
 from app.client.values import Job, Metric, Result
 
 Only = Literal["all", "succeeded", "failed"]
@@ -128,7 +128,7 @@ class Jobs:
 
     def get(self, job_id: str) -> Job:
         """One job as it stands."""
-        return Job.from_dict(self._transport.call("GET", f"/v1/jobs/{job_id}").json())
+        return Job.from_dict(self._transport.call("GET", road("jobs", job_id)).json())
 
     def list(self, *, kind: str | None = None, state: str | None = None) -> Iterator[Job]:
         """Every job, newest first, fetched page by page."""
@@ -165,7 +165,7 @@ class Jobs:
             try:
                 answer = self._transport.call(
                     "GET",
-                    f"/v1/jobs/{job_id}",
+                    road("jobs", job_id),
                     query={"wait": hold or None},
                     headers={"If-None-Match": etag} if etag else None,
                     timeout_seconds=hold + _SLACK_SECONDS,
@@ -193,7 +193,7 @@ class Jobs:
 
     def cancel(self, job_id: str) -> Job:
         """Ask a job to stop; what had finished stays."""
-        return Job.from_dict(self._transport.call("POST", f"/v1/jobs/{job_id}/cancel").json())
+        return Job.from_dict(self._transport.call("POST", road("jobs", job_id, "cancel")).json())
 
     # Reading
 
@@ -202,17 +202,17 @@ class Jobs:
     ) -> Iterator[Result]:
         """Every result, fetched page by page as it is iterated."""
         query = {"only": None if only == "all" else only}
-        path = f"/v1/jobs/{job_id}/results"
+        path = road("jobs", job_id, "results")
         return map(Result.from_dict, self._transport.pages(path, query, limit=page_size))
 
     def errors(self, job_id: str, *, page_size: int = 1000) -> Iterator[Result]:
         """Every failed item, fetched page by page as it is iterated."""
-        path = f"/v1/jobs/{job_id}/errors"
+        path = road("jobs", job_id, "errors")
         return map(Result.from_dict, self._transport.pages(path, limit=page_size))
 
     def metrics(self, job_id: str, *, name: str | None = None) -> Iterator[Metric]:
         """Every logged number of a job, in the order of its steps."""
-        path = f"/v1/jobs/{job_id}/metrics"
+        path = road("jobs", job_id, "metrics")
         return map(Metric.from_dict, self._transport.pages(path, {"name": name}))
 
     def _submit(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from app.client.transport import Transport
+from app.client.transport import Transport, road
 from app.client.values import Key
 
 
@@ -39,7 +39,7 @@ class Keys:
 
     def revoke(self, key_id: str) -> None:
         """End a key at once."""
-        self._transport.call("DELETE", f"/v1/keys/{key_id}")
+        self._transport.call("DELETE", road("keys", key_id))
 
 
 def _key(body: Mapping[str, Any]) -> Key:

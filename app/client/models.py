@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from app.client.transport import Transport
+from app.client.transport import Transport, road
 from app.client.values import Job, Model, ModelVersion
 
 
@@ -36,7 +36,7 @@ class Models:
         if preprocess is not None:
             body["preprocess"] = dict(preprocess)
         answer = self._transport.call(
-            "POST", f"/v1/models/{model}/versions", json=body, idempotency_key=idempotency_key
+            "POST", road("models", model, "versions"), json=body, idempotency_key=idempotency_key
         )
         return Job.from_dict(answer.json())
 
@@ -46,17 +46,17 @@ class Models:
 
     def versions(self, model: str) -> Iterator[ModelVersion]:
         """The versions of a model."""
-        return map(ModelVersion.from_dict, self._transport.pages(f"/v1/models/{model}/versions"))
+        return map(ModelVersion.from_dict, self._transport.pages(road("models", model, "versions")))
 
     def get(self, model: str, number: int) -> ModelVersion:
         """One version of a model."""
         return ModelVersion.from_dict(
-            self._transport.call("GET", f"/v1/models/{model}/versions/{number}").json()
+            self._transport.call("GET", road("models", model, "versions", number)).json()
         )
 
     def set_alias(self, model: str, alias: str, number: int) -> ModelVersion:
         """Point ``model@alias`` at version ``number``."""
         answer = self._transport.call(
-            "PUT", f"/v1/models/{model}/aliases/{alias}", json={"version": number}
+            "PUT", road("models", model, "aliases", alias), json={"version": number}
         )
         return ModelVersion.from_dict(answer.json())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from app.client.errors import LOCAL_FILE, ApiError
-from app.client.transport import Transport
+from app.client.transport import Transport, road
 from app.client.values import Added, Job, Upload
 
 _SENDERS = 4
@@ -40,11 +40,11 @@ def send_multipart(
     except BaseException:
         # The clean-up must not hide why; the service's own clean-up comes later anyway.
         with contextlib.suppress(ApiError):
-            transport.call("DELETE", f"/v1/uploads/{upload_id}", tries=2)
+            transport.call("DELETE", road("uploads", upload_id), tries=2)
         raise
     body = transport.call(
         "POST",
-        f"/v1/uploads/{upload_id}/complete",
+        road("uploads", upload_id, "complete"),
         json={"parts": parts},
         timeout_seconds=300,
     ).json()

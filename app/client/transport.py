@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 
@@ -58,6 +59,11 @@ class Answer:
         return _retry_after(self.headers)
 
 
+def road(*parts: str | int) -> str:
+    """The path below ``/v1`` of these parts; whatever a user typed stays one part."""
+    return "/".join(("/v1", *(quote(str(part), safe="") for part in parts)))
+
+
 def back_off(attempt: int) -> float:
     """Seconds to pause after failed attempt 0, 1, …: exponential, with full jitter."""
     return random.uniform(0.05, min(5.0, 0.25 * 2**attempt))  # noqa: S311  no secret here
@@ -75,6 +81,7 @@ class Transport:
         *,
         timeout_seconds: float = 30.0,
         http: httpx2.BaseTransport | None = None,
+        links_http: httpx2.BaseTransport | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.address = address
@@ -88,7 +95,7 @@ class Transport:
             headers={"User-Agent": "darkroom-client", "Accept": "application/json"},
         )
         # Presigned links carry their own right; the key never goes to another host.
-        self._links = httpx2.Client(timeout=self._timeout, transport=http, trust_env=True)
+        self._links = httpx2.Client(timeout=self._timeout, transport=links_http)
         # Set once the service has answered: only then is a refused connection a restart.
         self._met = False
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from app.client.errors import LOCAL_FILE, UNREACHABLE, ApiError
 from app.client.folder import FolderTar
 from app.client.multipart import send_multipart
-from app.client.transport import Transport
+from app.client.transport import Transport, road
 from app.client.values import Added, Job, Upload
 
 UploadKind = Literal["archive", "weights"]
@@ -75,7 +75,7 @@ class Uploads:
 
     def get(self, upload_id: str) -> Upload:
         """One upload."""
-        return _upload(self._transport.call("GET", f"/v1/uploads/{upload_id}").json())
+        return _upload(self._transport.call("GET", road("uploads", upload_id)).json())
 
     def list(self) -> Iterator[Upload]:
         """Every upload, fetched page by page."""
@@ -83,7 +83,7 @@ class Uploads:
 
     def abort(self, upload_id: str) -> None:
         """Discard an upload whose bytes are still arriving."""
-        self._transport.call("DELETE", f"/v1/uploads/{upload_id}")
+        self._transport.call("DELETE", road("uploads", upload_id))
 
     def _add_folder(self, tar: FolderTar, path: Path, on_progress: OnBytes | None) -> Added:
         name = path.resolve().name or "folder"

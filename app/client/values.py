@@ -39,10 +39,16 @@ class Value:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named(Value):
-    """A version by its id and its name, such as ``digits@3``."""
+    """A version by its id, and by name and number: ``digits@3``."""
 
     id: str = ""
     name: str = ""
+    number: int = 0
+
+    @property
+    def reference(self) -> str:
+        """What other calls take: ``digits@3``."""
+        return f"{self.name}@{self.number}"
 
 
 def _named(value: Any) -> Named | None:

@@ -38,7 +38,8 @@ class FakeService:
         return httpx2.MockTransport(self._answer)
 
     def client(self) -> Darkroom:
-        return Darkroom(URL, KEY, http=self.transport, pause=self.pauses.append)
+        http = self.transport
+        return Darkroom(URL, KEY, http=http, links_http=http, pause=self.pauses.append)
 
     def _answer(self, request: httpx2.Request) -> httpx2.Response:
         request.read()

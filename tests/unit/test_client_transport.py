@@ -129,3 +129,11 @@ def test_key_of_a_file_is_never_sent_to_another_address(tmp_path, monkeypatch):
     env = {"DARKROOM_DATA": str(tmp_path)}
     assert find_address("http://elsewhere", environ=env, home=tmp_path).key is None
     assert find_address("http://127.0.0.1:9", environ=env, home=tmp_path).key == "dk_file"
+
+
+def test_what_a_user_typed_stays_one_part_of_the_road(service):
+    with service.client() as darkroom, pytest.raises(ApiError) as caught:
+        darkroom.jobs.get("../keys?x=1\n")
+    assert caught.value.status == 404
+    (request,) = service.requests
+    assert request.url.raw_path == b"/v1/jobs/..%2Fkeys%3Fx%3D1%0A"
