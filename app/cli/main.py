@@ -9,6 +9,7 @@ import typer
 
 from app.cli import datasets, keys, models, uploads
 from app.cli.connect import GuardedGroup, JsonFlag, Service, connect
+from app.cli.demo import demo, demo_photos
 from app.cli.doctor import doctor
 from app.cli.exits import EXIT_CODES
 from app.cli.finetune import finetune
@@ -103,6 +104,8 @@ app.add_typer(keys.app, name="keys", rich_help_panel=_SERVICE)
 app.command(rich_help_panel=_SERVICE)(settings)
 app.command(rich_help_panel=_SERVICE)(doctor)
 app.command(rich_help_panel=_SERVICE)(migrate)
+app.command(hidden=True)(demo)
+app.command("demo-photos", hidden=True)(demo_photos)
 
 
 def _unwrap_help(group: typer.Typer) -> None:
