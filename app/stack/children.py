@@ -65,7 +65,7 @@ def child_specs(
                 # Modules are looked for where gunicorn stands, and the user's folder may hold
                 # an `app` of its own.
                 *("--chdir", str(data_dir), "--no-control-socket"),
-                "app.api.wsgi:app",
+                "app.api.app:create_app()",
             ),
             {**environment, "DARKROOM_API_HOST": host, "DARKROOM_API_PORT": str(port)},
         ),

@@ -42,7 +42,7 @@ def visible_host(host: str) -> str:
 
 
 def api_answers(host: str, port: int) -> bool:
-    """Whether the API says that it is ready, which means database, Redis and S3 as well."""
+    """Whether the API says that it is ready: it, the database and the object store answer."""
     connection = http.client.HTTPConnection(host.strip("[]"), port, timeout=5)
     try:
         connection.request("GET", "/readyz")
