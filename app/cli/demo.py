@@ -18,11 +18,10 @@ if TYPE_CHECKING:
     from app.client.values import Job, Result
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for everything the demo makes.")]
-DEFAULT_OUT = Path("demo-out")
 EXPORT_FORMATS = ("jsonl", "csv", "parquet")
 
 
-def demo(out: OutOption = DEFAULT_OUT) -> None:
+def demo(out: OutOption = Path("demo-out/digits")) -> None:
     """Train on handwritten digits, recognise the held-out fifth, export; needs no network."""
     from app.cli.demo_digits import write_digits
     from app.cli.demo_stack import run_story
@@ -74,7 +73,7 @@ def demo_photos(
     photos: Annotated[Path, typer.Option(exists=True, help="A zip with a labels.csv.")],
     weights: Annotated[Path, typer.Option(exists=True, help="A safetensors file.")],
     arch: Annotated[str, typer.Option(help="An architecture of torchvision.")] = "squeezenet1_0",
-    out: OutOption = DEFAULT_OUT,
+    out: OutOption = Path("demo-out/photos"),
 ) -> None:
     """Recognise a zip of labelled ImageNet photos and print how often it was right."""
     from app.cli.demo_stack import run_story

@@ -101,4 +101,5 @@ def _address(data_dir: Path) -> tuple[str, str]:
 
 def _say_first_line(text: str) -> None:
     """What the stack has to say, without the key that it shows to people who start it."""
-    note(text.splitlines()[0])
+    if "API key" not in text:
+        note(text.splitlines()[0])
