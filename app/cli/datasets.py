@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +9,7 @@ import typer
 from app.cli.connect import GuardedGroup, JsonFlag, connect
 from app.cli.console import print_fields, print_json, print_table, say
 from app.cli.inputs import read_fractions
-from app.cli.words import ago_text, count_text
+from app.cli.words import ago_text, count_text, pairs_text
 
 if TYPE_CHECKING:
     from app.client.values import DatasetVersion
@@ -67,7 +66,7 @@ def list_datasets(
         print_json([version.raw for _, version in rows])
         return
     print_table(
-        ("dataset", "images", "splits", "classes", "frozen", "content"),
+        ("dataset", "images", "splits", "classes", "content", "frozen"),
         [
             (
                 f"{each}@{version.number}",
@@ -112,11 +111,11 @@ def show(
             ("id", version.id),
             ("images", count_text(version.sample_count)),
             ("content", version.content_sha256),
-            ("from", " ".join(f"{key}={value}" for key, value in version.source.items()) or None),
+            ("from", pairs_text(version.source)),
             ("frozen", ago_text(version.created_at)),
         )
     )
-    splits = list(version.counts)
+    splits = _splits(version)
     print_table(
         ("class", *splits),
         [
@@ -127,8 +126,14 @@ def show(
     )
 
 
+def _splits(version: DatasetVersion) -> list[str]:
+    """The version's splits in the order they are used."""
+    order = ("train", "validation", "test")
+    return sorted(version.counts, key=lambda split: order.index(split) if split in order else 3)
+
+
 def _splits_text(version: DatasetVersion) -> str:
-    totals = Counter({split: sum(counts.values()) for split, counts in version.counts.items()})
+    totals = {split: sum(version.counts[split].values()) for split in _splits(version)}
     shown = [f"{total:,} {split}" for split, total in totals.items() if total]
     return ", ".join(shown) or count_text(version.sample_count, "image")
 

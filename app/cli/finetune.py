@@ -29,6 +29,9 @@ def finetune(
     learning_rate: Annotated[float | None, typer.Option(help="Size of a step.")] = None,
     momentum: Annotated[float | None, typer.Option(help="Momentum of SGD.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay of SGD.")] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(min=0, max=0.5, help="Share of a label given to all classes.")
+    ] = None,
     schedule: Annotated[str | None, typer.Option(help="cosine or constant.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same run.")] = None,
     alias: Annotated[
@@ -63,6 +66,7 @@ def finetune(
             learning_rate=learning_rate,
             momentum=momentum,
             weight_decay=weight_decay,
+            label_smoothing=label_smoothing,
             schedule=schedule,
             seed=seed,
         )

@@ -81,11 +81,28 @@ class JobView:
 
 
 def epoch_line(number: int, epochs: int | None, metrics: list[Metric]) -> str:
-    """``epoch  3/30  accuracy 0.9512  loss 0.1630``."""
+    """``epoch 3/30  train loss 0.1630 accuracy 0.9512  test loss …  0.2 s``.
+
+    Names that begin with a split are grouped by it; the learning rate is for charts.
+    """
+    groups: dict[str, list[str]] = {split: [] for split in ("train", "validation", "test", "")}
+    seconds = ""
+    for each in metrics:
+        split, _, name = each.name.partition("_")
+        if each.name == "epoch_seconds":
+            seconds = duration_text(each.value)
+        elif split in groups:
+            groups[split].append(f"{name} {_number(each.value)}")
+        elif each.name != "learning_rate":
+            groups[""].append(f"{each.name} {_number(each.value)}")
+    parts = [
+        f"{split} {' '.join(sorted(values, reverse=True))}".strip()
+        for split, values in groups.items()
+        if values
+    ]
     width = len(str(epochs or number))
     of = f"/{epochs}" if epochs else ""
-    values = "  ".join(f"{each.name} {_number(each.value)}" for each in metrics)
-    return f"epoch {number:>{width}}{of}  {values}"
+    return "  ".join([f"epoch {number:>{width}}{of}", *parts, seconds]).rstrip()
 
 
 def _number(value: float | None) -> str:
@@ -131,13 +148,10 @@ def finish(darkroom: Darkroom, job: Job, *, as_json: bool = False) -> Exit:
     counts = job.counts
     mark = {"succeeded": "✓", "partially_succeeded": "!", "cancelled": "–"}.get(job.state, "✗")
     line = f"{mark} {job.id} {job.state.replace('_', ' ')}"
-    facts = []
     if counts.total:
-        facts.append(count_text(counts.total, "image"))
+        line += f": {count_text(counts.total, 'image')}"
     if job.seconds is not None:
-        facts.append(f"in {duration_text(job.seconds)}")
-    if facts:
-        line += ": " + " ".join(facts)
+        line += f" in {duration_text(job.seconds)}"
     if job.images_per_second:
         line += f", {rate_text(job.images_per_second)} images/s"
     say(line, style=STATE_STYLE.get(job.state, ""))
@@ -147,9 +161,11 @@ def finish(darkroom: Darkroom, job: Job, *, as_json: bool = False) -> Exit:
         _say_failed(darkroom, job)
     if counts.cancelled:
         say(f"  {count_text(counts.cancelled, 'image')} not touched")
-    for name, value in (job.result or {}).items():
-        if value is not None and not isinstance(value, (dict, list)):
-            say(f"  {name.replace('_', ' ')}: {value}")
+    if job.state == "succeeded" and job.kind in ("finetune", "import") and job.model_version:
+        say(f"  {job.model_version.reference}  {job.model_version.id}")
+    scores = {name: value for name, value in (job.result or {}).items() if isinstance(value, float)}
+    if scores:
+        say("  " + "  ".join(f"{name} {_number(value)}" for name, value in scores.items()))
     return EXIT_OF_STATE.get(job.state, Exit.FAILED)
 
 

@@ -22,7 +22,14 @@ from app.cli.console import (
 from app.cli.exits import EXIT_OF_STATE, Exit
 from app.cli.follow import finish, follow
 from app.cli.progress import TransferBar
-from app.cli.words import ago_text, bytes_text, duration_text, rate_text, score_text
+from app.cli.words import (
+    ago_text,
+    bytes_text,
+    duration_text,
+    pairs_text,
+    rate_text,
+    score_text,
+)
 
 if TYPE_CHECKING:
     from app.client.values import Job, Named, Result
@@ -132,12 +139,12 @@ def show_job(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -
             ),
             ("submitted", ago_text(job.created_at)),
             ("took", duration_text(job.seconds) if job.seconds is not None else None),
-            ("input", _pairs(job.input)),
-            ("options", _pairs(job.options)),
-            ("metadata", _pairs(job.metadata)),
+            ("input", pairs_text(job.input)),
+            ("options", pairs_text(job.options)),
+            ("metadata", pairs_text(job.metadata)),
             ("model version", _name_of(job.model_version)),
             ("dataset version", _name_of(job.dataset_version)),
-            ("result", _pairs(job.result or {})),
+            ("result", pairs_text(job.result)),
             (
                 "error",
                 f"{job.error.get('detail')} [{job.error.get('code')}]" if job.error else None,
@@ -146,20 +153,6 @@ def show_job(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -
     )
     for artifact in artifacts:
         say(f"file       {artifact.name}  {bytes_text(artifact.size_bytes)}  {artifact.id}")
-
-
-def _pairs(body: object) -> str | None:
-    if not isinstance(body, dict):
-        return None
-    shown = [
-        f"{name}={_short(value)}" for name, value in body.items() if value not in (None, [], {})
-    ]
-    return " ".join(shown) or None
-
-
-def _short(value: object) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _name_of(version: Named | None) -> str | None:

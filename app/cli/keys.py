@@ -54,7 +54,7 @@ def list_keys(context: typer.Context, as_json: JsonFlag = False) -> None:
         return
     now = datetime.now(UTC)
     print_table(
-        ("key", "name", "scopes", "last used", "made", "state"),
+        ("key", "name", "scopes", "made", "last used", "state"),
         [
             (
                 key.id,

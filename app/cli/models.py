@@ -11,7 +11,7 @@ from app.cli.connect import GuardedGroup, JsonFlag, connect
 from app.cli.console import note, print_fields, print_json, print_table, say, state_text
 from app.cli.follow import finish, follow
 from app.cli.inputs import read_classes, send_file
-from app.cli.words import ago_text, bytes_text, count_text
+from app.cli.words import ago_text, bytes_text, count_text, pairs_text
 
 if TYPE_CHECKING:
     from app.client import Darkroom
@@ -144,11 +144,11 @@ def show(
             ),
             ("weights", bytes_text(version.weights_bytes) if version.weights_bytes else None),
             ("weights sha256", version.weights_sha256),
-            ("preprocess", _pairs(version.preprocess)),
+            ("preprocess", pairs_text(version.preprocess)),
             ("preprocess sha256", version.preprocess_sha256),
             ("classes", f"{len(version.classes):,}: {classes}" if version.classes else None),
-            ("scores", _pairs(version.scores)),
-            ("lineage", _pairs(version.lineage)),
+            ("scores", pairs_text(version.scores)),
+            ("lineage", pairs_text(version.lineage)),
             ("made", ago_text(version.created_at)),
         )
     )
@@ -187,18 +187,3 @@ def _resolve(darkroom: Darkroom, reference: str) -> tuple[str, ModelVersion]:
 def _accuracy(version: ModelVersion) -> str:
     accuracy = (version.scores or {}).get("accuracy")
     return f"{accuracy:.4f}" if isinstance(accuracy, (int, float)) else ""
-
-
-def _pairs(body: object) -> str | None:
-    """The plain values of a mapping; nested ones are for ``--json``."""
-    if not isinstance(body, dict):
-        return None
-    parts = []
-    for name, value in body.items():
-        if isinstance(value, float):
-            parts.append(f"{name}={value:.4g}")
-        elif isinstance(value, (str, int)):
-            parts.append(f"{name}={value}")
-        elif isinstance(value, list) and len(value) <= 3:
-            parts.append(f"{name}={','.join(map(str, value))}")
-    return " ".join(parts) or None

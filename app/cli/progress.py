@@ -68,7 +68,8 @@ class Bar:
         moment = self._now()
         if last or moment - self._said >= _PLAIN_SECONDS:
             self._said = moment
-            note(" ".join(part for part in (f"{self._title}:", share.strip(), facts) if part))
+            told = " ".join(part for part in (share.strip(), facts) if part)
+            note(f"{self._title}: {told}" if told else self._title)
 
     def line(self, text: str) -> None:
         """A lasting line above the bar."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 STATE_STYLE: dict[str, str] = {
     "succeeded": "green",
@@ -82,3 +84,23 @@ def ago_text(moment: datetime | None, now: datetime | None = None) -> str:
 def score_text(score: float | None) -> str:
     """A score with four digits."""
     return "–" if score is None else f"{score:.4f}"
+
+
+def pairs_text(body: Mapping[str, Any] | None) -> str | None:
+    """``epochs=6 recipe.seed=0``: the plain values of a mapping; None where it has none.
+
+    Long lists and long texts are for ``--json``.
+    """
+    parts: list[str] = []
+    for name, value in (body or {}).items():
+        if isinstance(value, dict):
+            inner = pairs_text({f"{name}.{key}": each for key, each in value.items()})
+            parts.extend([inner] if inner else [])
+        elif isinstance(value, float):
+            parts.append(f"{name}={value:.4g}")
+        elif isinstance(value, list) and value:
+            text = ",".join(map(str, value))
+            parts.append(f"{name}={text}" if len(text) <= 60 else f"{name}=({len(value):,})")
+        elif isinstance(value, (str, int)) and value != "":
+            parts.append(f"{name}={value}")
+    return " ".join(parts) or None

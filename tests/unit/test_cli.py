@@ -147,7 +147,7 @@ def test_watch_of_a_finetune_prints_every_epoch_once(service, run):
             [
                 {"id": f"{step}:{name}", "name": name, "step": step, "value": 0.5 / step}
                 for step in range(1, upto + 1)
-                for name in ("loss", "test_accuracy")
+                for name in ("learning_rate", "train_accuracy", "train_loss", "test_accuracy")
             ]
         )
 
@@ -161,9 +161,9 @@ def test_watch_of_a_finetune_prints_every_epoch_once(service, run):
     done = run("watch", "job_1")
     lines = [line for line in done.stderr.splitlines() if line.startswith("epoch ")]
     assert lines == [
-        "epoch 1/3  loss 0.5000  test_accuracy 0.5000",
-        "epoch 2/3  loss 0.2500  test_accuracy 0.2500",
-        "epoch 3/3  loss 0.1667  test_accuracy 0.1667",
+        "epoch 1/3  train loss 0.5000 accuracy 0.5000  test accuracy 0.5000",
+        "epoch 2/3  train loss 0.2500 accuracy 0.2500  test accuracy 0.2500",
+        "epoch 3/3  train loss 0.1667 accuracy 0.1667  test accuracy 0.1667",
     ]
 
 
@@ -216,14 +216,16 @@ def test_import_uploads_the_weights_and_reads_the_classes(service, run, tmp_path
     classes = tmp_path / "classes.json"
     classes.write_text('{"0": ["n01", "cat"], "1": ["n02", "dog"]}')
     upload = {**UPLOAD, "kind": "weights"}
+    version = {"id": "mdv_1", "name": "pets", "number": 1}
     service.on("POST /v1/uploads", answer({"upload": upload, "job": None}, 201))
     service.on("POST /v1/models/pets/versions", answer(job("queued", kind="import"), 202))
-    service.on("GET /v1/jobs/job_1", answer(job(kind="import", result={"model_version": "mdv_1"})))
+    service.on("GET /v1/jobs/job_1", answer(job(kind="import", model_version=version)))
+
     done = run(
         "models", "import", "pets", "--arch", "resnet18", "--weights", weights, "--classes", classes
     )
     assert done.exit_code == Exit.DONE
-    assert "model version: mdv_1" in done.stdout
+    assert "pets@1  mdv_1" in done.stdout
     assert dict(service.asked("POST /v1/uploads")[0].url.params)["kind"] == "weights"
     assert sent(service, "POST /v1/models/pets/versions") == {
         "arch": "resnet18",
