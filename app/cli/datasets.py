@@ -54,7 +54,7 @@ def freeze(
 def list_datasets(
     context: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Only this dataset.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="Only this dataset.", show_default=False)
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

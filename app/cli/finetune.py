@@ -30,7 +30,7 @@ def finetune(
     momentum: Annotated[float | None, typer.Option(help="Momentum of SGD.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay of SGD.")] = None,
     label_smoothing: Annotated[
-        float | None, typer.Option(min=0, max=0.5, help="Share of a label given to all classes.")
+        float | None, typer.Option(min=0, help="Share of a label given to all classes.")
     ] = None,
     schedule: Annotated[str | None, typer.Option(help="cosine or constant.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same run.")] = None,

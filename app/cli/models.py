@@ -84,7 +84,7 @@ def _weights(darkroom: Darkroom, text: str, *, quiet: bool) -> str:
 def list_models(
     context: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Only this model.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="Only this model.", show_default=False)
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

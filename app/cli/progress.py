@@ -10,7 +10,7 @@ from typing import Any, Self
 from app.cli.console import note, stderr
 from app.cli.words import bytes_text, count_text, duration_text, rate_text
 
-#: Plain lines come at most so often.
+#: Plain lines come so often, and whenever the title changes.
 _PLAIN_SECONDS = 5.0
 #: The rate of a transfer is measured over about so long.
 _WINDOW_SECONDS = 5.0
@@ -24,7 +24,8 @@ class Bar:
         self._now = now
         self._live: Any = None
         self._task: Any = None
-        self._said = float("-inf")
+        self._said = now()
+        self._told = title
 
     def __enter__(self) -> Self:
         console = stderr()
@@ -66,8 +67,8 @@ class Bar:
             )
             return
         moment = self._now()
-        if last or moment - self._said >= _PLAIN_SECONDS:
-            self._said = moment
+        if last or self._title != self._told or moment - self._said >= _PLAIN_SECONDS:
+            self._said, self._told = moment, self._title
             told = " ".join(part for part in (share.strip(), facts) if part)
             note(f"{self._title}: {told}" if told else self._title)
 

@@ -22,7 +22,7 @@ def submit(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="[SOURCE]",
+            metavar="SOURCE",
             help="A zip, tar or tar.gz, a folder of images, or s3://bucket/prefix.",
             show_default=False,
         ),
