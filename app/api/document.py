@@ -22,6 +22,9 @@ from app.api.schemas.base import Problem
 
 _REF = "#/components/schemas/{model}"
 
+#: Schemas of raw answers that are no bytes.
+_RAW = {"application/json": {"type": "object"}, "text/html": {"type": "string"}}
+
 _HEADERS: dict[str, dict[str, Any]] = {
     "Location": {"description": "Address of what was made.", "schema": {"type": "string"}},
     "Retry-After": {
@@ -144,7 +147,8 @@ def _answer(each: Operation, status: int) -> dict[str, Any]:
     found = each.answers[status]
     answer: dict[str, Any] = {"description": HTTPStatus(status).phrase}
     if isinstance(found, str):
-        answer["content"] = {found: {"schema": {"type": "string", "format": "binary"}}}
+        schema = {"type": "string", "format": "binary"}
+        answer["content"] = {found: {"schema": _RAW.get(found, schema)}}
     elif found is not None:
         answer["description"] = (found.__doc__ or answer["description"]).strip()
         answer["content"] = {

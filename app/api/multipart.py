@@ -26,7 +26,7 @@ from app.storage.s3 import PartInfo
 from app.tenants.scopes import Scope
 from app.uploads.multipart import join_parts, plan_parts, sign_parts
 from app.uploads.receive import begin_upload, get_upload
-from app.uploads.tables import Upload, UploadKind
+from app.uploads.tables import Upload, UploadKind, UploadState
 
 resource = Resource("multipart", "Uploads", "Hand over archives of images and weights.")
 
@@ -101,11 +101,7 @@ def complete_multipart(path: UploadPath, body: CompleteMultipart) -> Response:
         upload = get_upload(session, tenant_id, path.upload_id)
     if kept is not None:
         return replay(kept, **_soon(kept))
-    if upload.multipart_id is None:
-        raise ConflictError(
-            f"upload {upload.id} has no parts to complete; it is {upload.state}",
-            code="upload_not_receiving",
-        )
+    _require_open(upload)
     sent = [PartInfo(part.number, 0, part.etag.strip('"')) for part in body.parts]
     join_parts(here.store, here.settings.bucket, upload, sent)
     with here.db.tenant(tenant_id) as session:
@@ -126,11 +122,7 @@ def _store(session: Session, upload: Upload) -> Reply:
 
 def _begun(upload: Upload, *, replayed: bool) -> Response:
     here = parts()
-    if upload.multipart_id is None or upload.state != "receiving":
-        raise ConflictError(
-            f"upload {upload.id} is {upload.state}: it takes no more bytes",
-            code="upload_not_receiving",
-        )
+    _require_open(upload)
     plan = plan_parts(upload.size_bytes or 0, part_bytes=here.settings.upload_part_bytes)
     signed, ends_at = sign_parts(
         here.store,
@@ -152,6 +144,14 @@ def _begun(upload: Upload, *, replayed: bool) -> Response:
     if replayed:
         response.headers["Idempotency-Replayed"] = "true"
     return response
+
+
+def _require_open(upload: Upload) -> None:
+    if upload.multipart_id is None or upload.state != UploadState.RECEIVING:
+        raise ConflictError(
+            f"upload {upload.id} takes no parts: it is {upload.state}",
+            code="upload_not_receiving",
+        )
 
 
 def _soon(reply: Reply) -> dict[str, str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, NoReturn
 
 from flask import Flask, Response, request
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from werkzeug.exceptions import HTTPException
 
 from app.api.parts import request_id
@@ -40,12 +42,13 @@ def raise_invalid(error: ValidationError) -> NoReturn:
 
     A path that no id or name can have is an address where nothing is.
     """
-    faults = [
-        {"pointer": _pointer(fault["loc"]), "detail": str(fault["msg"])}
-        for fault in error.errors(include_url=False, include_context=False, include_input=False)
-    ]
     if error.title.endswith("Path"):
         raise NotFoundError("there is nothing at this address: no such id or name can exist")
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    body = {} if error.title.endswith("Query") else json.loads(request.get_data() or b"{}")
+    # Branches of a union tell the same fault several times.
+    told = dict.fromkeys((_pointer(fault, body), str(fault["msg"])) for fault in found)
+    faults = [{"pointer": pointer, "detail": detail} for pointer, detail in told]
     first = faults[0]
     where = f" at {first['pointer']}" if first["pointer"] else ""
     raise InvalidInputError(
@@ -121,14 +124,25 @@ def _from_unexpected(error: Exception) -> Response:
     )
 
 
-def _pointer(location: tuple[int | str, ...]) -> str:
-    return "".join(
-        "/" + str(step).replace("~", "~0").replace("/", "~1")
-        for step in location
-        # Names of union branches are ours, not the client's.
-        if not _is_branch(step)
-    )
+def _pointer(fault: ErrorDetails, body: Any) -> str:
+    """Where a fault is, without the steps that name branches of our schemas.
+
+    Only steps that lead somewhere in the client's own body are its words.
+    """
+    location = fault["loc"]
+    if not body:
+        return _join(location)
+    steps: list[int | str] = []
+    for step in location:
+        if step in (body if isinstance(body, dict) else ()) or (
+            isinstance(body, list) and isinstance(step, int) and step < len(body)
+        ):
+            body = body[step]
+        elif not (fault["type"] == "missing" and step == location[-1]):
+            continue
+        steps.append(step)
+    return _join(steps)
 
 
-def _is_branch(step: int | str) -> bool:
-    return isinstance(step, str) and (step[:1].isupper() or "[" in step)
+def _join(steps: Iterable[int | str]) -> str:
+    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)

@@ -23,7 +23,7 @@ from app.api.schemas.uploads import (
     UploadQuery,
 )
 from app.api.views import show_job, show_upload
-from app.errors import ConflictError, DarkroomError, TooLargeError
+from app.errors import DarkroomError, TooLargeError
 from app.jobs.submit import submit_ingest
 from app.tenants.scopes import Scope
 from app.uploads.multipart import discard_parts
@@ -72,6 +72,7 @@ def send_upload(query: UploadQuery) -> Response:
                 size_bytes=announced,
             )
     if kept is not None:
+        _drain()
         return replay(kept, **_again(kept))
     bucket = here.settings.bucket
     try:
@@ -160,8 +161,9 @@ def _check_announced(max_bytes: int) -> int | None:
             f"the upload has {announced} bytes; at most {max_bytes} are taken "
             "(setting upload_max_bytes)"
         )
-    # Only now, and only here, may a body be larger than JSON.
-    request.max_content_length = None
+    # Only now, and only here, may a body be larger than JSON; one more, so that the count of
+    # what really arrives is the one to refuse it.
+    request.max_content_length = max_bytes + 1
     return announced
 
 
@@ -189,10 +191,17 @@ def _pieces(announced: int | None) -> Iterator[bytes]:
         raise body_incomplete()
 
 
+def _drain() -> None:
+    """Read a body that is not needed: many a client looks for the answer only after it is sent."""
+    with suppress(DarkroomError):
+        for _ in _pieces(None):
+            pass
+
+
 def _give_up(upload_id: str) -> None:
     tenant_id = principal().tenant_id
     # Whoever aborted it meanwhile did the same; the first error is the one to tell.
-    with suppress(ConflictError, DarkroomError), parts().db.tenant(tenant_id) as session:
+    with suppress(DarkroomError), parts().db.tenant(tenant_id) as session:
         fail_upload(session, tenant_id, upload_id)
 
 

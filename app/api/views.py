@@ -19,10 +19,12 @@ from app.api.schemas.service import ArtifactAnswer
 from app.api.schemas.uploads import UploadAnswer, UploadLinks
 from app.datasets.resolve import names_of_dataset_versions
 from app.jobs.progress import counts, rate_and_eta
-from app.jobs.states import TERMINAL_JOB_STATES, JobState
+from app.jobs.states import TERMINAL_JOB_STATES, JobKind, JobState
 from app.jobs.tables import Artifact, Item, Job
 from app.models.resolve import names_of_versions
 from app.uploads.tables import Upload
+
+_WITHOUT_ITEMS = (JobKind.FINETUNE, JobKind.IMPORT, JobKind.EXPORT)
 
 
 def show_job(session: Session, job: Job) -> JobAnswer:
@@ -149,6 +151,8 @@ def _progress(job: Job) -> Progress:
         step, steps = job.progress.get("step"), job.progress.get("steps")
         fraction = min(step / steps, 1.0) if step is not None and steps else None
         unit = job.progress.get("unit")
+    elif job.kind in _WITHOUT_ITEMS:
+        fraction = step = steps = unit = None
     else:
         done = counts(job)["done"]
         sized = job.sealed_at is not None and job.total > 0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, RootModel, StringConstraints
+from pydantic import ConfigDict, Discriminator, Field, RootModel, StringConstraints, Tag
 
 from app.api.schemas.base import JobId, Metadata, Name, Parameters, Request, UploadId, free_text
 from app.training.recipe import TrainingRecipe
@@ -79,6 +79,31 @@ class DatasetInput(Request):
     split: Split | None = None
 
 
+_INPUTS = ("upload", "prefix", "manifest", "items", "dataset")
+
+
+def _input_kind(body: Any) -> str | None:
+    if not isinstance(body, dict):
+        return None
+    # No name of a field: the tag stands in error locations, where it must not look like one.
+    return next((f"{name.title()}Input" for name in _INPUTS if name in body), None)
+
+
+PredictInput = Annotated[
+    Annotated[UploadInput, Tag("UploadInput")]
+    | Annotated[PrefixInput, Tag("PrefixInput")]
+    | Annotated[ManifestInput, Tag("ManifestInput")]
+    | Annotated[ItemsInput, Tag("ItemsInput")]
+    | Annotated[DatasetInput, Tag("DatasetInput")],
+    # By the name that is there, so that a fault is told once and not once for each kind.
+    Discriminator(
+        _input_kind,
+        custom_error_type="input_ambiguous",
+        custom_error_message=f"needs exactly one of {', '.join(_INPUTS)}",
+    ),
+]
+
+
 class PredictOptions(Request):
     """How scores become a prediction."""
 
@@ -91,7 +116,7 @@ class PredictJob(Request):
     """Recognise every image of an input with one model version."""
 
     kind: Literal["predict"]
-    input: UploadInput | PrefixInput | ManifestInput | ItemsInput | DatasetInput
+    input: PredictInput
     model: Reference
     options: PredictOptions = PredictOptions()
     priority: Priority = 0

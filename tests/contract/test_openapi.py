@@ -1,0 +1,151 @@
+"""The service keeps to its own document, whatever a client sends."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as budget
+from hypothesis.errors import Unsatisfiable
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation.modes import GenerationMode
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from app.api.app import create_app, openapi_document
+from app.jobs.artifacts import add_artifact
+from app.settings import Settings
+from app.training.metrics import log_metrics
+from tests.api_client import Api, import_body, make_app, make_key
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+EXAMPLES = 12
+
+
+def offline_document() -> dict[str, Any]:
+    """The document needs no part: settings that lead nowhere will do."""
+    settings = Settings(DATABASE_URL="postgresql://x:y@127.0.0.1:1/z", S3_ENDPOINT_URL="http://x")
+    return openapi_document(create_app(settings))
+
+
+DOCUMENT = offline_document()
+OPERATIONS = sorted((method, path) for path, each in DOCUMENT["paths"].items() for method in each)
+
+
+@pytest.fixture(scope="module")
+def world(settings, database, objects):
+    """A tenant that has one of everything, so that addresses lead somewhere; ids by name."""
+    from app.ids import new_id
+    from app.tenants.keys import create_tenant
+
+    app = make_app(settings, objects)
+    with database.system() as session:
+        tenant_id = create_tenant(session, new_id("test").replace("_", "-")).id
+    api = Api(app, make_key(database, settings, tenant_id))
+    job = api("POST", "/v1/jobs", json=import_body("digits")).json["id"]
+    upload = api("POST", "/v1/uploads", data=b"bytes").json["upload"]["id"]
+    key = make_key(database, settings, tenant_id, name="spare").split("_")[1]
+    objects.put(settings.bucket, f"tenants/{tenant_id}/x", b"content")
+    with database.tenant(tenant_id) as session:
+        log_metrics(session, tenant_id, job, 1, {"loss": 0.5, "odd": float("nan")})
+        artifact = add_artifact(
+            session,
+            tenant_id,
+            job,
+            name="x.txt",
+            media_type="text/plain",
+            object_key=f"tenants/{tenant_id}/x",
+            size_bytes=7,
+            sha256=hashlib.sha256(b"content").hexdigest(),
+        ).id
+    found = {
+        "job_id": job,
+        "upload_id": upload,
+        "artifact_id": artifact,
+        "key_id": f"key_{key}",
+        "name": "digits",
+        "number": 1,
+        "alias": "production",
+    }
+    return app, api.key, found
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_answers_are_as_documented_whatever_is_sent(world, method, path):
+    app, key, found = world
+    schema = schemathesis.openapi.from_wsgi("/v1/openapi.json", app)
+    operation = schema[path][method]
+    known = {name: value for name, value in found.items() if f"{{{name}}}" in path}
+
+    def send(case: Any) -> None:
+        # A wait would be spent: nobody works on the jobs here.
+        case.query.pop("wait", None)
+        case.call_and_validate(headers={"Authorization": f"Bearer {key}"}, checks=CHECKS)
+
+    for mode, parameters in (
+        (GenerationMode.POSITIVE, known),
+        (GenerationMode.NEGATIVE, None),
+    ):
+        strategy = operation.as_strategy(generation_mode=mode, path_parameters=parameters)
+        # Derandomised and without a database of examples: the same run everywhere.
+        run = budget(
+            max_examples=EXAMPLES,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )(given(case=strategy)(send))
+        try:
+            run()
+        except Unsatisfiable:
+            # Nothing can be wrong about a request that has no parameters.
+            assert mode is GenerationMode.NEGATIVE
+
+
+def test_document_is_valid_openapi_and_complete():
+    schema = schemathesis.openapi.from_dict(DOCUMENT)
+    schema.validate()
+    for path, each in DOCUMENT["paths"].items():
+        for method, operation in each.items():
+            assert operation["operationId"], (method, path)
+            assert operation["summary"].endswith("."), (method, path)
+            statuses = set(operation["responses"])
+            assert {"400", "500", "503"} <= statuses
+            if path.startswith("/v1/") and "docs" not in path and "openapi" not in path:
+                assert operation["security"] == [{"key": []}]
+                assert {"401", "403"} <= statuses
+            if method == "post":
+                references = [one.get("$ref", "") for one in operation["parameters"]]
+                assert "#/components/parameters/IdempotencyKey" in references
+
+
+def test_every_reference_of_the_document_leads_somewhere():
+    def references(value: Any) -> Any:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                if name == "$ref":
+                    yield inner
+                else:
+                    yield from references(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                yield from references(inner)
+
+    for reference in set(references(DOCUMENT)):
+        found: Any = DOCUMENT
+        for step in reference.removeprefix("#/").split("/"):
+            found = found[step]

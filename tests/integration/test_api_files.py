@@ -1,0 +1,370 @@
+"""Bytes in and out: streamed uploads, parts, downloads, ranges."""
+
+import hashlib
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import func, select
+
+from app.jobs.artifacts import add_artifact
+from app.jobs.tables import Job
+from app.storage.keys import artifact as artifact_key
+from app.uploads.tables import Upload
+from tests.api_client import Api, import_body, make_app, make_key
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def app(settings, objects):
+    return make_app(settings.model_copy(update={"upload_max_bytes": 12 * MIB}), objects)
+
+
+@pytest.fixture
+def api(app, database, settings, tenant_id):
+    return Api(app, make_key(database, settings, tenant_id))
+
+
+def stored(objects, settings, upload_id, database, tenant_id):
+    with database.tenant(tenant_id) as session:
+        key = session.get_one(Upload, upload_id).object_key
+    return objects.read(settings.bucket, key)
+
+
+def test_streamed_archive_is_stored_whole_and_its_ingest_job_submitted(
+    api, objects, settings, database, tenant_id
+):
+    body = os.urandom(9 * MIB)
+    answer = api("POST", "/v1/uploads?filename=photos.zip", data=body)
+    assert answer.status_code == 202, answer.text
+    upload, job = answer.json["upload"], answer.json["job"]
+    assert (upload["state"], upload["size_bytes"]) == ("stored", len(body))
+    assert upload["sha256"] == hashlib.sha256(body).hexdigest()
+    assert (job["kind"], job["input"]) == ("ingest", {"upload": upload["id"]})
+    assert answer.headers["Location"] == upload["links"]["job"] == f"/v1/jobs/{job['id']}"
+    assert stored(objects, settings, upload["id"], database, tenant_id) == body
+    assert api("GET", f"/v1/uploads/{upload['id']}").json == upload
+    assert api("GET", "/v1/uploads").json["data"] == [upload]
+
+
+def test_streamed_weights_are_ready_without_a_job(api):
+    answer = api("POST", "/v1/uploads?kind=weights&filename=w.safetensors", data=b"abc")
+    assert answer.status_code == 201
+    assert answer.json["upload"]["state"] == "ready"
+    assert answer.json["job"] is None
+
+
+def test_upload_larger_than_the_limit_is_refused_before_and_while_it_arrives(api):
+    announced = api("POST", "/v1/uploads", data=b"x" * (13 * MIB))
+    assert (announced.status_code, announced.json["code"]) == (413, "too_large")
+    streamed = api(
+        "POST",
+        "/v1/uploads",
+        input_stream=io.BytesIO(b"x" * (13 * MIB)),
+        environ_overrides={"wsgi.input_terminated": True, "CONTENT_LENGTH": ""},
+    )
+    assert (streamed.status_code, streamed.json["code"]) == (413, "too_large")
+    assert [each["state"] for each in api("GET", "/v1/uploads").json["data"]] == ["failed"]
+
+
+def test_empty_upload_and_form_are_refused(api):
+    assert api("POST", "/v1/uploads", data=b"").json["code"] == "upload_empty"
+    form = api("POST", "/v1/uploads", data={"file": (io.BytesIO(b"x"), "a.zip")})
+    assert form.status_code == 415
+
+
+def test_body_that_ends_early_is_refused_and_leaves_nothing(api, objects, settings, tenant_id):
+    answer = api(
+        "POST",
+        "/v1/uploads",
+        input_stream=io.BytesIO(b"x" * 1000),
+        environ_overrides={"CONTENT_LENGTH": "2000"},
+    )
+    assert (answer.status_code, answer.json["code"]) == (400, "body_incomplete")
+    assert [each["state"] for each in api("GET", "/v1/uploads").json["data"]] == ["failed"]
+    assert list(objects.list(settings.bucket, f"tenants/{tenant_id}/")) == []
+
+
+def test_upload_repeated_under_its_key_is_answered_from_memory(
+    api, objects, settings, database, tenant_id
+):
+    sent = {"Idempotency-Key": "up"}
+    with ThreadPoolExecutor(3) as pool:
+        answers = [
+            pool.submit(api, "POST", "/v1/uploads", data=b"z" * 6 * MIB, headers=sent)
+            for _ in range(3)
+        ]
+    done = [each.result() for each in answers]
+    assert {each.status_code for each in done} <= {202, 409}
+    done = [each for each in done if each.status_code == 202]
+    done.append(api("POST", "/v1/uploads", data=b"z" * 6 * MIB, headers=sent))
+    assert len({each.json["job"]["id"] for each in done}) == 1
+    assert done[-1].headers["Idempotency-Replayed"] == "true"
+    with database.tenant(tenant_id) as session:
+        assert session.scalar(select(func.count()).select_from(Job)) == 1
+    assert len(list(objects.list(settings.bucket, f"tenants/{tenant_id}/"))) == 1
+    other = api("POST", "/v1/uploads", data=b"short", headers=sent)
+    assert other.json["code"] == "idempotency_key_reused"
+
+
+def put(link, data):
+    request = urllib.request.Request(link, data=data, method="PUT", headers={"Content-Type": ""})
+    with urllib.request.urlopen(request) as answer:
+        return answer.headers["ETag"]
+
+
+def begin(api, size, **headers):
+    answer = api(
+        "POST",
+        "/v1/uploads/multipart",
+        json={"filename": "big.zip", "size_bytes": size},
+        headers=headers,
+    )
+    assert answer.status_code == 201, answer.text
+    return answer
+
+
+def test_parts_go_past_the_service_and_make_one_object(api, objects, settings, database, tenant_id):
+    body = os.urandom(9 * MIB)
+    begun = begin(api, len(body), **{"Idempotency-Key": "m"}).json
+    again = begin(api, len(body), **{"Idempotency-Key": "m"})
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert again.json["upload"]["id"] == begun["upload"]["id"]
+    size = begun["part_bytes"]
+    parts = [
+        {"number": n, "etag": put(part["url"], body[(n - 1) * size : n * size])}
+        for n, part in enumerate(again.json["parts"], 1)
+    ]
+    path = f"/v1/uploads/{begun['upload']['id']}"
+    for wrong in (
+        parts[:1],
+        parts[::-1],
+        [*parts, {"number": 3, "etag": "x"}],
+        [parts[0], {"number": 2, "etag": "x"}],
+    ):
+        answer = api("POST", f"{path}/complete", json={"parts": wrong})
+        assert (answer.status_code, answer.json["code"]) == (422, "parts_invalid")
+    done = api("POST", f"{path}/complete", json={"parts": parts})
+    assert done.status_code == 202, done.text
+    assert done.json["upload"]["size_bytes"] == len(body)
+    assert stored(objects, settings, begun["upload"]["id"], database, tenant_id) == body
+    assert api("POST", f"{path}/complete", json={"parts": parts}).status_code == 409
+    assert api("DELETE", path).status_code == 409
+
+
+def test_completing_again_after_the_store_had_joined_the_parts_goes_on(
+    api, objects, settings, database, tenant_id, monkeypatch
+):
+    """The service died between the object store's answer and its own commit."""
+    begun = begin(api, 1000).json
+    etag = put(begun["parts"][0]["url"], b"x" * 1000)
+    body = {"parts": [{"number": 1, "etag": etag}]}
+    path = f"/v1/uploads/{begun['upload']['id']}/complete"
+
+    def die(*_words, **_names):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("app.api.multipart.store_upload", die)
+        assert api("POST", path, json=body).status_code == 500
+    assert api("POST", path, json=body).status_code == 202
+
+
+def test_abandoned_parts_are_dropped(api, objects, settings, tenant_id):
+    begun = begin(api, 1000).json
+    put(begun["parts"][0]["url"], b"x" * 1000)
+    path = f"/v1/uploads/{begun['upload']['id']}"
+    assert api("DELETE", path).status_code == 204
+    assert api("GET", path).json["state"] == "failed"
+    answer = api("POST", f"{path}/complete", json={"parts": [{"number": 1, "etag": "x"}]})
+    assert (answer.status_code, answer.json["code"]) == (409, "upload_not_receiving")
+    assert list(objects.list_open_multiparts(settings.bucket, f"tenants/{tenant_id}/")) == []
+
+
+@pytest.fixture
+def artifact(api, database, objects, settings, tenant_id):
+    job = api("POST", "/v1/jobs", json=import_body()).json
+    body = bytes(range(256)) * 4
+    key = artifact_key(tenant_id, job["id"], "results.csv")
+    objects.put(settings.bucket, key, body)
+    with database.tenant(tenant_id) as session:
+        row = add_artifact(
+            session,
+            tenant_id,
+            job["id"],
+            name="results.csv",
+            media_type="text/csv",
+            object_key=key,
+            size_bytes=len(body),
+            sha256=hashlib.sha256(body).hexdigest(),
+        )
+    return row.id, body
+
+
+def test_artifact_is_downloaded_whole_with_a_safe_name(api, artifact):
+    artifact_id, body = artifact
+    shown = api("GET", f"/v1/artifacts/{artifact_id}").json
+    answer = api("GET", shown["content"])
+    assert (answer.status_code, answer.data) == (200, body)
+    assert answer.headers["Content-Disposition"] == "attachment; filename=results.csv"
+    assert answer.headers["Content-Length"] == str(len(body))
+    assert answer.headers["ETag"] == f'"{shown["sha256"]}"'
+    assert answer.headers["Content-Type"].startswith("text/csv")
+    known = {"If-None-Match": answer.headers["ETag"]}
+    assert api("GET", shown["content"], headers=known).status_code == 304
+    assert api("HEAD", shown["content"]).headers["Content-Length"] == str(len(body))
+    assert api("GET", f"/v1/jobs/{shown['job_id']}/artifacts").json["data"] == [shown]
+
+
+@pytest.mark.parametrize(
+    ("asked", "span"),
+    [
+        ("bytes=0-0", (0, 1)),
+        ("bytes=10-19", (10, 20)),
+        ("bytes=1000-", (1000, 1024)),
+        ("bytes=1000-99999", (1000, 1024)),
+        ("bytes=-24", (1000, 1024)),
+        ("bytes=-99999", (0, 1024)),
+    ],
+)
+def test_one_range_is_answered_with_206(api, artifact, asked, span):
+    artifact_id, body = artifact
+    answer = api("GET", f"/v1/artifacts/{artifact_id}/content", headers={"Range": asked})
+    assert answer.status_code == 206
+    assert answer.data == body[slice(*span)]
+    assert answer.headers["Content-Range"] == f"bytes {span[0]}-{span[1] - 1}/1024"
+
+
+@pytest.mark.parametrize("asked", ["bytes=0-1,5-6", "lines=1-2", "bytes=x", "bytes=9-3"])
+def test_other_ranges_are_ignored(api, artifact, asked):
+    artifact_id, body = artifact
+    answer = api("GET", f"/v1/artifacts/{artifact_id}/content", headers={"Range": asked})
+    assert (answer.status_code, answer.data) == (200, body)
+
+
+@pytest.mark.parametrize("asked", ["bytes=1024-", "bytes=5000-6000", "bytes=-0"])
+def test_range_beyond_the_end_is_416(api, artifact, asked):
+    answer = api("GET", f"/v1/artifacts/{artifact[0]}/content", headers={"Range": asked})
+    assert answer.status_code == 416
+    assert answer.headers["Content-Range"] == "bytes */1024"
+
+
+def test_range_of_another_file_is_answered_with_the_whole(api, artifact):
+    artifact_id, body = artifact
+    path = f"/v1/artifacts/{artifact_id}/content"
+    same = f'"{hashlib.sha256(body).hexdigest()}"'
+    asked = {"Range": "bytes=0-9"}
+    assert api("GET", path, headers={**asked, "If-Range": same}).status_code == 206
+    assert api("GET", path, headers={**asked, "If-Range": '"other"'}).status_code == 200
+
+
+def test_link_downloads_without_a_key(api, artifact):
+    link = api("POST", f"/v1/artifacts/{artifact[0]}/link").json
+    with urllib.request.urlopen(link["url"]) as answer:
+        assert answer.read() == artifact[1]
+
+
+def test_artifact_whose_file_is_gone_is_404(api, artifact, objects, settings, tenant_id):
+    keys = [each.key for each in objects.list(settings.bucket, f"tenants/{tenant_id}/")]
+    objects.delete(settings.bucket, keys)
+    answer = api("GET", f"/v1/artifacts/{artifact[0]}/content")
+    assert (answer.status_code, answer.json["code"]) == (404, "artifact_gone")
+
+
+@pytest.fixture
+def server(settings, objects):
+    """The application under gunicorn, as it is run; yields its port and the worker's pid."""
+    objects.ensure_bucket(settings.bucket)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ,
+        "DATABASE_URL": settings.database_url.get_secret_value(),
+        "S3_ENDPOINT_URL": settings.s3_endpoint_url,
+        "AWS_ACCESS_KEY_ID": settings.aws_access_key_id.get_secret_value(),
+        "AWS_SECRET_ACCESS_KEY": settings.aws_secret_access_key.get_secret_value(),
+        "DARKROOM_KEY_PEPPER": settings.key_pepper.get_secret_value(),
+        "DARKROOM_BUCKET": settings.bucket,
+    }
+    command = [
+        *(sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", "4"),
+        *("--bind", f"127.0.0.1:{port}", "--no-control-socket", "app.api.app:create_app()"),
+    ]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if booted := re.search(r"Booting worker with pid: (\d+)", line):
+                break
+        else:
+            pytest.fail("gunicorn did not start")
+        try:
+            yield port, int(booted[1])
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+
+
+def peak_kib(pid):
+    with open(f"/proc/{pid}/status") as status:
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read())[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_upload_of_100_mb_leaves_the_memory_of_the_server_as_it_was(
+    server, database, settings, tenant_id
+):
+    port, pid = server
+    key = make_key(database, settings, tenant_id)
+    size, piece = 100 * MIB, os.urandom(MIB)
+
+    def send(size):
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.sendall(
+                b"POST /v1/uploads HTTP/1.1\r\nHost: darkroom\r\nConnection: close\r\n"
+                + f"Content-Length: {size}\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
+            )
+            for _ in range(size // MIB):
+                connection.sendall(piece)
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert b" 202 " in head.split(b"\r\n")[0], answer
+        return json.loads(body)
+
+    # The first one loads what uploads need; the worker may still be starting.
+    send(20 * MIB)
+    before, began = peak_kib(pid), time.monotonic()
+    upload = send(size)["upload"]
+    seconds = time.monotonic() - began
+    after = peak_kib(pid)
+    print(  # noqa: T201  a figure to compare
+        f"upload bytes={size} seconds={seconds:.2f} peak_kib_before={before} peak_kib_after={after}"
+    )
+    assert upload["size_bytes"] == size
+    assert after - before < 40 * 1024
+    assert after < 300 * 1024
+
+
+def test_connection_that_breaks_in_the_middle_fails_the_upload(
+    server, app, database, settings, tenant_id
+):
+    port, _ = server
+    api = Api(app, make_key(database, settings, tenant_id))
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(
+            b"POST /v1/uploads HTTP/1.1\r\nHost: darkroom\r\n"
+            + f"Content-Length: {MIB}\r\nAuthorization: Bearer {api.key}\r\n\r\nabc".encode()
+        )
+        connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert b"body_incomplete" in answer
+    assert [each["state"] for each in api("GET", "/v1/uploads").json["data"]] == ["failed"]
