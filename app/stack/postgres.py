@@ -53,6 +53,13 @@ class LocalPostgres(Part):
         self.port, self._fixed_port = port or 0, port
         self._binaries = Path()
         self._account: pwd.struct_passwd | None = None
+        #: Words before a command that let the account through folders closed to it.
+        self._pass: list[str] = []
+
+    @property
+    def _switch(self) -> pwd.struct_passwd | None:
+        """The account to switch to at the start of a program, where it needs no pass."""
+        return None if self._pass else self._account
 
     def url(self, role: str, password: str, database: str = "darkroom") -> str:
         """The URL of ``database`` for ``role``, as SQLAlchemy and psycopg read it."""
@@ -71,8 +78,7 @@ class LocalPostgres(Part):
         if os.geteuid() == 0:
             owner = self.folder.stat().st_uid if self.folder.exists() else None
             self._account = service_account(owner)
-            check_way(self._account, self._binaries / "postgres", "its program")
-            check_way(self._account, self.folder, "its data")
+            self._pass = _closed_way_pass(self._account, self._binaries, self.folder)
         if not (self.folder / "PG_VERSION").exists():
             self._create_cluster()
         self._clear_leftovers()
@@ -95,14 +101,15 @@ class LocalPostgres(Part):
         }
         self._spawn(
             [
+                *self._pass,
                 self._binaries / "postgres",
                 *("-D", self.folder, "-p", str(self.port)),
                 *("-k", self.folder if fits else ""),
                 *(word for key, value in settings.items() for word in ("-c", f"{key}={value}")),
             ],
             cwd=self.folder,
-            user=self._account.pw_uid if self._account else None,
-            group=self._account.pw_gid if self._account else None,
+            user=self._switch.pw_uid if self._switch else None,
+            group=self._switch.pw_gid if self._switch else None,
         )
 
     def _answers(self) -> bool:
@@ -148,6 +155,7 @@ class LocalPostgres(Part):
                     os.chown(path, self._account.pw_uid, self._account.pw_gid)
             done = subprocess.run(
                 [
+                    *self._pass,
                     self._binaries / "initdb",
                     *("-D", draft, "-U", ADMIN, f"--pwfile={password_file}"),
                     *("--auth=scram-sha-256", "--encoding=UTF8"),
@@ -160,9 +168,9 @@ class LocalPostgres(Part):
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=_INITDB_SECONDS,
-                user=self._account.pw_uid if self._account else None,
-                group=self._account.pw_gid if self._account else None,
-                extra_groups=[] if self._account else None,
+                user=self._switch.pw_uid if self._switch else None,
+                group=self._switch.pw_gid if self._switch else None,
+                extra_groups=[] if self._switch else None,
             )
             if done.returncode:
                 words = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
@@ -251,6 +259,34 @@ def service_account(owner: int | None) -> pwd.struct_passwd:
         "PostgreSQL does not run as root and this machine has no account `postgres` or "
         "`nobody`; add one, start Darkroom as an ordinary user, or set DATABASE_URL"
     )
+
+
+def _closed_way_pass(account: pwd.struct_passwd, binaries: Path, folder: Path) -> list[str]:
+    """What lets the account reach program and data: nothing, or one capability.
+
+    A clone below a folder that only root may enter is common (``mktemp -d`` makes one). We
+    open no folder; instead the server, still not root, is given the capability to pass.
+
+    Raises:
+        StackError: a folder is closed and this machine has no ``setpriv``.
+    """
+    try:
+        check_way(account, binaries / "postgres", "its program")
+        check_way(account, folder, "its data")
+    except StackError:
+        setpriv = shutil.which("setpriv")
+        if setpriv is None:
+            raise
+        return [
+            setpriv,
+            f"--reuid={account.pw_uid}",
+            f"--regid={account.pw_gid}",
+            "--clear-groups",
+            "--inh-caps=+dac_override",
+            "--ambient-caps=+dac_override",
+            "--",
+        ]
+    return []
 
 
 def check_way(account: pwd.struct_passwd, path: Path, what: str) -> None:

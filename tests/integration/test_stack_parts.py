@@ -164,6 +164,19 @@ def test_remembered_port_that_someone_took_is_replaced(
         assert (data_dir / "postgres.port").read_text().strip() == str(other.port)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can own a folder closed to others")
+def test_postgres_serves_from_below_a_folder_that_only_root_may_enter(data_dir: Path) -> None:
+    closed = data_dir / "closed"
+    closed.mkdir(mode=0o700)
+    with LocalPostgres(closed / "data", fast=True) as postgres:
+        with psycopg.connect(postgres.admin_url) as connection:
+            (answer,) = connection.execute("SELECT 6 * 7").fetchone() or (None,)
+        assert answer == 42
+        status = Path(f"/proc/{postgres.pid}/status").read_text()
+    assert "Uid:\t0" not in status
+    assert closed.stat().st_mode & 0o777 == 0o700
+
+
 def test_closed_folder_on_the_way_is_named_and_stays_closed(data_dir: Path) -> None:
     closed = data_dir / "closed"
     closed.mkdir(mode=0o700)
