@@ -138,6 +138,7 @@ class FinetuneOptions(Request):
     learning_rate: float = Field(_RECIPE.learning_rate, gt=0, le=100)
     momentum: float = Field(_RECIPE.momentum, ge=0, lt=1)
     weight_decay: float = Field(_RECIPE.weight_decay, ge=0, le=1)
+    label_smoothing: float = Field(_RECIPE.label_smoothing, ge=0, lt=1)
     schedule: Literal["cosine", "constant"] = _RECIPE.schedule
     seed: int = Field(_RECIPE.seed, ge=0, le=2**63 - 1)
     alias: Name | None = Field(
