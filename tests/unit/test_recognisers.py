@@ -12,7 +12,7 @@ import pytest
 import torch
 from torchvision import models
 
-from app.errors import InvalidInputError, UnavailableError
+from app.errors import DarkroomError, InvalidInputError
 from app.models.spec import ModelSpec, PreprocessSpec
 from tests.unit.pictures import picture, small_recogniser, small_spec
 from worker.recognisers.cache import RecogniserCache
@@ -160,10 +160,10 @@ def test_published_weights_out_of_reach_are_told_plainly(
     def offline(*_: Any, **__: Any) -> None:
         raise urllib.error.URLError("no route to host")
 
-    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
-    with pytest.raises(UnavailableError) as caught:
+    monkeypatch.setattr("worker.recognisers.zoo.urlopen", offline)
+    with pytest.raises(DarkroomError) as caught:
         fetch_torchvision_weights("squeezenet1_1")
-    assert caught.value.code == "weights_unreachable"
+    assert (caught.value.code, caught.value.retryable) == ("weights_unreachable", False)
     assert "no route to host" in caught.value.detail
     assert models.SqueezeNet1_1_Weights.DEFAULT.url in caught.value.detail
     assert str(tmp_path) in caught.value.detail

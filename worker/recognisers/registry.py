@@ -1,4 +1,8 @@
-"""Every architecture by name, and how to build one with or without memory."""
+"""Every architecture by name, and how to build one with or without memory.
+
+torchvision's networks are imported by the functions that need one: the import costs seconds
+and half the memory of a worker that only serves a small network.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +16,6 @@ from torch.overrides import TorchFunctionMode
 from app.errors import InvalidInputError
 from app.models.spec import ModelSpec, PreprocessSpec
 from worker.recognisers.cnn import INPUT_PX, SmallCnn
-from worker.recognisers.zoo import build_zoo_module, imagenet_classes, zoo_names, zoo_preprocess
-
-__all__ = [
-    "arch_names",
-    "build_empty_module",
-    "build_module",
-    "default_preprocess",
-    "imagenet_classes",
-]
 
 SMALL_CNN = "small_cnn"
 _HALVES = (0.5, 0.5, 0.5)
@@ -28,6 +23,8 @@ _HALVES = (0.5, 0.5, 0.5)
 
 def arch_names() -> list[str]:
     """Names of every architecture a ModelSpec may have."""
+    from worker.recognisers.zoo import zoo_names
+
     return sorted([SMALL_CNN, *zoo_names()])
 
 
@@ -39,6 +36,8 @@ def build_module(spec: ModelSpec) -> nn.Module:
     """
     if spec.arch == SMALL_CNN:
         return _build_small_cnn(spec)
+    from worker.recognisers.zoo import build_zoo_module, zoo_names
+
     if spec.arch not in zoo_names():
         raise InvalidInputError(
             f"there is no architecture {spec.arch!r}; take {SMALL_CNN} or one of torchvision's "
@@ -62,7 +61,16 @@ def default_preprocess(arch: str) -> PreprocessSpec:
     """The preprocessing an architecture is used with unless its weights say otherwise."""
     if arch == SMALL_CNN:
         return PreprocessSpec(INPUT_PX, INPUT_PX, "stretch", "bilinear", _HALVES, _HALVES)
+    from worker.recognisers.zoo import zoo_preprocess
+
     return zoo_preprocess(arch)
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """The 1,000 ImageNet classes in the order of torchvision's networks."""
+    from worker.recognisers import zoo
+
+    return zoo.imagenet_classes()
 
 
 def _build_small_cnn(spec: ModelSpec) -> nn.Module:

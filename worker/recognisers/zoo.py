@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-import urllib.error
+from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from app.errors import DarkroomError, InvalidInputError, UnavailableError
+from app.errors import DarkroomError, InvalidInputError
 from app.models.spec import ModelSpec, PreprocessSpec
 
 #: Architectures with auxiliary heads, used while training only. Their published weights
@@ -19,6 +20,8 @@ _WITH_AUXILIARY_HEADS = frozenset({"googlenet", "inception_v3"})
 #: Published weights of these carry the heads or not.
 _PUBLISHED_WITH_HEADS = {"googlenet": False, "inception_v3": True}
 _FIXED_INPUT_PX = {"maxvit_t": 224}
+#: torchvision's loader waits for an answer without end, so we ask for one first.
+_ANSWER_SECONDS = 10
 
 
 def zoo_names() -> list[str]:
@@ -95,15 +98,19 @@ def fetch_torchvision_weights(arch: str, which: str = "DEFAULT") -> dict[str, Te
 
     Raises:
         InvalidInputError: there is no such set, or what arrived is damaged.
-        UnavailableError: ``weights_unreachable``: the network or the publisher is away.
+        DarkroomError: ``weights_unreachable``: the network or the publisher is away. Not
+            retryable: whoever asked reads at once why, and can ask again or send a file.
     """
     weights = _weights(arch, which)
     try:
+        if not (_hub_folder() / Path(weights.url).name).exists():
+            question = Request(weights.url, method="HEAD")  # noqa: S310  (torchvision's own)
+            urlopen(question, timeout=_ANSWER_SECONDS).close()  # noqa: S310
         # weights_only: a checkpoint is data, whoever published it.
         state: dict[str, Tensor] = weights.get_state_dict(
             progress=False, check_hash=True, weights_only=True, map_location="cpu"
         )
-    except (urllib.error.URLError, OSError) as error:
+    except OSError as error:  # URLError and timeouts are among them
         raise _unreachable(arch, weights, error) from error
     except RuntimeError as error:
         raise InvalidInputError(
@@ -141,9 +148,14 @@ def _weights(arch: str, which: str) -> Any:
 
 def _unreachable(arch: str, weights: Any, error: Exception) -> DarkroomError:
     reason = getattr(error, "reason", None) or error
-    folder = f"{torch.hub.get_dir()}/checkpoints"
-    return UnavailableError(
+    return DarkroomError(
         f"the weights of {arch} could not be fetched from {weights.url} ({reason}). On a machine "
-        f"without a network, put that file in {folder}, or import a safetensors file instead.",
+        f"without a network, put that file in {_hub_folder()}, or import a safetensors file "
+        "instead.",
         code="weights_unreachable",
     )
+
+
+def _hub_folder() -> Path:
+    """Where torchvision's loader keeps what it fetched."""
+    return Path(torch.hub.get_dir()) / "checkpoints"

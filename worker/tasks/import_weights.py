@@ -18,9 +18,8 @@ from app.models.spec import ModelSpec, PreprocessSpec
 from app.uploads.tables import Upload
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
-from worker.recognisers.registry import default_preprocess
+from worker.recognisers.registry import default_preprocess, imagenet_classes
 from worker.recognisers.weights import check_weights, save_weights
-from worker.recognisers.zoo import fetch_torchvision_weights, imagenet_classes, torchvision_spec
 from worker.tasks.versions import fetch_upload, store_weights
 
 log = get_logger(__name__)
@@ -75,6 +74,8 @@ def _spec(lease: Lease) -> ModelSpec:
     weights: str = lease.input["weights"]
     base: ModelSpec | None = None
     if weights.startswith(_TORCHVISION):
+        from worker.recognisers.zoo import torchvision_spec
+
         base = torchvision_spec(arch, weights.removeprefix(_TORCHVISION))
     classes = options["classes"]
     try:
@@ -97,6 +98,8 @@ def _preprocess(named: dict[str, Any] | None, base: ModelSpec | None, arch: str)
 def _bring(process: WorkerProcess, lease: Lease, path: Path) -> None:
     weights: str = lease.input["weights"]
     if weights.startswith(_TORCHVISION):
+        from worker.recognisers.zoo import fetch_torchvision_weights
+
         state = fetch_torchvision_weights(lease.options["arch"], weights.removeprefix(_TORCHVISION))
         save_weights(state, path)
         return
