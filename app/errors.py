@@ -109,7 +109,7 @@ class ItemError(DarkroomError):
 
     Codes: ``object_missing``, ``undecodable``, ``truncated``, ``unsupported_format``,
     ``too_large``, ``decode_timeout``, ``not_finite``, ``fetch_failed``, ``worker_killed``;
-    from an archive also ``empty`` and ``member_refused``.
+    from an archive also ``empty``, ``member_refused`` and ``member_damaged``.
     """
 
     code = "undecodable"

@@ -39,8 +39,9 @@ class Labels:
     name in the archive, or relative to the file's own folder, or its last part where no two
     members share it. Several such files are taken together.
 
-    Without one, the last folder is the label: ``train/cat/1.jpg`` is a ``cat``. A folder
-    that holds everything, other folders included, labels nothing.
+    Without one, the last folder is the label: ``train/cat/1.jpg`` is a ``cat``. The deepest
+    folder that holds every item labels nothing, since it tells none apart from another: a zip
+    of ``photos/*.jpg`` has no labels.
 
     ``faults`` lists up to 100 bad lines and ``fault_count`` counts them all; their images
     have no label.
@@ -55,7 +56,7 @@ class Labels:
         self._by_full_name: dict[str, Label | None] = {}
         #: By the last part of the filename, with the folder the line gave; None: unclear.
         self._by_base: dict[str, tuple[Label, str] | None] = {}
-        self._unlabelled_folder = survey.common_folder if survey.several_folders else None
+        self._unlabelled_folder = survey.common_folder
         for name, content in survey.label_files:
             self._read(name, content)
         self._drop_shared(survey)

@@ -100,7 +100,7 @@ class Member(NamedTuple):
         """The bytes of the member.
 
         Raises:
-            ItemError: ``member_refused`` or ``too_large``.
+            ItemError: ``member_refused``, ``member_damaged`` or ``too_large``.
         """
         if self.content is None:
             raise self.error or ItemError(f"{self.name} was not read", code="member_refused")

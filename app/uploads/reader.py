@@ -1,7 +1,8 @@
 """Archives as streams of members, hostile until proven; the content tells the format.
 
 Nothing is ever extracted by name. What harms the whole (a broken frame, overlapping members,
-a lying count, a bomb) fails the archive; what is wrong with one member fails that item.
+a lying count, a bomb) fails the archive; what is wrong with one member fails that item. A zip
+frames each member by its directory, so damage inside one harms no other; in a tar.gz it does.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from app.errors import ItemError
+from app.errors import InvalidInputError, ItemError
 from app.uploads.members import ArchiveLimits, Entry, Kind, Member, too_large
 
 #: All labels.csv of an archive together; two million lines of 60 bytes fit.
@@ -24,15 +25,14 @@ class Survey:
     """What one pass over the headers tells before anything is packed.
 
     ``label_files`` are the names and contents of every labels.csv. ``common_folder`` is the
-    deepest folder that holds all items and ``several_folders`` whether there is more than
-    one; ``base_hashes`` has the hash of every item's base name.
+    deepest folder that holds all items; ``base_hashes`` has the hash of every item's base
+    name.
     """
 
     item_count: int = 0
     total_bytes: int = 0
     label_files: list[tuple[str, bytes]] = field(default_factory=list)
     common_folder: str | None = None
-    several_folders: bool = False
     base_hashes: array[int] = field(default_factory=lambda: array("q"))
 
     def add_item(self, entry: Entry) -> None:
@@ -46,7 +46,6 @@ class Survey:
         if self.common_folder is None:
             self.common_folder = folder
         else:
-            self.several_folders = True
             self.common_folder = _shared(self.common_folder, folder)
 
 
@@ -65,7 +64,7 @@ class Archive(ABC):
 
         Raises:
             InvalidInputError: ``archive_broken``, ``archive_too_large``, ``archive_bomb``,
-                ``archive_overlapping``, ``archive_encrypted``.
+                ``archive_overlapping``, ``archive_encrypted``, ``labels_invalid``.
             StorageError: the object store failed.
         """
         survey = Survey()
@@ -77,14 +76,14 @@ class Archive(ABC):
                 left -= entry.size
                 if left < 0:
                     raise too_large(f"its labels have over {_MAX_LABELS_BYTES} bytes")
-                survey.label_files.append((entry.name, self._content(entry)))
+                survey.label_files.append((entry.name, self._labels(entry)))
         return survey
 
     def members(self, start: int = 0) -> Iterator[Member]:
         """The items from ordinal ``start`` on, in the order of the archive.
 
         Raises:
-            InvalidInputError: as :meth:`survey`, and where content and header disagree.
+            InvalidInputError: as :meth:`survey`, and where a member's own header disagrees.
             StorageError: the object store failed.
         """
         ordinal = 0
@@ -104,8 +103,20 @@ class Archive(ABC):
                     )
                     yield Member(ordinal, name, size, None, error)
                 else:
-                    yield Member(ordinal, name, size, self._content(entry), None)
+                    try:
+                        content = self._content(entry)
+                    except ItemError as error:
+                        yield Member(ordinal, name, size, None, error)
+                    else:
+                        yield Member(ordinal, name, size, content, None)
             ordinal += 1
+
+    def _labels(self, entry: Entry) -> bytes:
+        try:
+            return self._content(entry)
+        except ItemError as error:
+            # Going on without them would train and score on nothing.
+            raise InvalidInputError(error.detail, code="labels_invalid") from error
 
     @abstractmethod
     def _entries(self) -> Iterator[Entry]:
@@ -113,7 +124,12 @@ class Archive(ABC):
 
     @abstractmethod
     def _content(self, entry: Entry) -> bytes:
-        """The content of the entry that :meth:`_entries` yielded last."""
+        """The content of the entry that :meth:`_entries` yielded last.
+
+        Raises:
+            ItemError: ``member_damaged``, where the damage ends with this member.
+            InvalidInputError: where it does not.
+        """
 
 
 def _shared(one: str, other: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import stat
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
+from app.errors import ItemError
 from app.uploads.members import (
     MAX_NAME_BYTES,
     ArchiveLimits,
@@ -57,9 +58,10 @@ class ZipArchive(Archive):
         if header.method == _DEFLATED:
             content = _inflate(packed, header, entry, start)
         if len(content) != header.size:
-            broken(f"it has {len(content)} bytes, not {header.size}", start, entry.name)
+            found = len(content) if len(content) < header.size else f"more than {header.size}"
+            _damaged(f"it has {found} bytes, not {header.size}", start, entry)
         if zlib.crc32(content) != header.crc:
-            broken("its checksum does not match its content", start, entry.name)
+            _damaged("its checksum does not match its content", start, entry)
         return content
 
     def _packed(self, entry: Entry, header: Header) -> tuple[bytes, int]:
@@ -98,10 +100,18 @@ def _inflate(packed: bytes, header: Header, entry: Entry, start: int) -> bytes:
     try:
         content = inflater.decompress(packed, header.size + 1)
     except zlib.error as error:
-        broken(f"its compression is damaged ({error})", start, entry.name)
+        _damaged(f"its compression is damaged ({error})", start, entry)
     if len(content) <= header.size and not inflater.eof:
-        broken("its compressed data ends early", start + len(packed), entry.name)
+        _damaged("its compressed data ends early", start, entry)
     return content
+
+
+def _damaged(detail: str, start: int, entry: Entry) -> NoReturn:
+    """Raise ``member_damaged``: the directory still says where every other member lies."""
+    raise ItemError(
+        f"{entry.name} is damaged, its data begins at byte {start} of the archive: {detail}",
+        code="member_damaged",
+    )
 
 
 def _refusal(header: Header) -> str | None:

@@ -138,19 +138,29 @@ def test_a_gzip_bomb_is_refused_within_its_member() -> None:
     assert refusal(out.getvalue()).code == "archive_bomb"
 
 
-def test_a_damaged_zip_member_is_named_with_its_offset() -> None:
+def test_a_damaged_zip_member_fails_alone_and_names_its_offset() -> None:
     archive = bytearray(stored_zip(FILES))
     place = archive.index(bytes([3]) * 700)
     archive[place + 5] ^= 1
-    error = refusal(bytes(archive))
-    assert error.code == "archive_broken"
-    assert f"at byte {place} in member 'cat/3.jpg'" in error.detail
+    assert outcomes(bytes(archive)) == FILES | {"cat/3.jpg": "member_damaged"}
+    error = read_all(bytes(archive))[3].error
+    assert error is not None
+    assert error.detail.startswith("cat/3.jpg is damaged")
+    assert f"at byte {place} " in error.detail
 
 
-def test_a_damaged_deflate_stream_is_broken() -> None:
-    archive = bytearray(make_zip({"a.jpg": bytes(range(256)) * 9}))
+def test_a_damaged_deflate_stream_fails_its_member_alone() -> None:
+    files = {"a.jpg": bytes(range(256)) * 9, "b.jpg": b"fine"}
+    archive = bytearray(make_zip(files))
     archive[40:44] = b"\xff\xff\xff\xff"
-    assert refusal(bytes(archive)).code == "archive_broken"
+    assert outcomes(bytes(archive)) == files | {"a.jpg": "member_damaged"}
+
+
+def test_a_damaged_labels_file_in_a_zip_is_refused() -> None:
+    archive = bytearray(stored_zip({"a.jpg": b"1", "labels.csv": b"filename,label\na.jpg,cat\n"}))
+    archive[archive.index(b"a.jpg,cat")] ^= 1
+    error = refusal(bytes(archive))
+    assert (error.code, "labels.csv is damaged" in error.detail) == ("labels_invalid", True)
 
 
 def test_a_cut_zip_names_the_member_it_was_cut_in() -> None:
@@ -184,12 +194,12 @@ def test_a_huge_count_is_refused_without_reading_the_directory() -> None:
     assert refusal(bytes(archive)).code == "archive_too_large"
 
 
-def test_a_member_that_lies_about_its_size_is_broken() -> None:
+def test_a_member_that_lies_about_its_size_is_damaged() -> None:
     archive = bytearray(make_zip({"a.jpg": b"ab" * 5000}))
     directory = archive.rindex(b"PK\x01\x02")
     for size in (9999, 10001):
         struct.pack_into("<I", archive, directory + 24, size)
-        assert refusal(bytes(archive)).code == "archive_broken"
+        assert outcomes(bytes(archive)) == {"a.jpg": "member_damaged"}
 
 
 def test_a_local_header_with_another_name_is_broken() -> None:

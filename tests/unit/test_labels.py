@@ -30,8 +30,16 @@ def test_the_last_folder_is_the_label() -> None:
     assert labels.of("train/3.jpg") == (None, None)
 
 
-def test_a_single_folder_is_a_label() -> None:
-    assert labels_of("cat/1.jpg", "cat/2.jpg").of("cat/2.jpg") == ("cat", None)
+@pytest.mark.parametrize("folder", ["photos", "data/photos"])
+def test_a_folder_that_holds_every_image_labels_nothing(folder: str) -> None:
+    labels = labels_of(f"{folder}/1.jpg", f"{folder}/2.jpg")
+    assert labels.of(f"{folder}/2.jpg") == (None, None)
+
+
+def test_folders_inside_the_one_that_holds_everything_are_labels() -> None:
+    labels = labels_of("photos/cat/1.jpg", "photos/dog/2.jpg", "photos/3.jpg")
+    assert labels.of("photos/cat/1.jpg") == ("cat", None)
+    assert labels.of("photos/3.jpg") == (None, None)
 
 
 def test_a_labels_file_beats_folders() -> None:
