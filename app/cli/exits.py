@@ -16,6 +16,9 @@ class Exit(enum.IntEnum):
     REFUSED = 5
     CANCELLED = 6
     TIMEOUT = 7
+    FOLDER_IN_USE = 8
+    PORT_TAKEN = 9
+    DISK_FULL = 10
     FAULT = 70
     INTERRUPTED = 130
 
@@ -29,6 +32,9 @@ EXIT_CODES: dict[Exit, str] = {
     Exit.REFUSED: "the service refused: wrong input, no such thing, no right to it",
     Exit.CANCELLED: "the job was cancelled",
     Exit.TIMEOUT: "`--timeout` passed; the job goes on",
+    Exit.FOLDER_IN_USE: "`darkroom up`: another one runs on this data folder",
+    Exit.PORT_TAKEN: "`darkroom up`: the port is taken",
+    Exit.DISK_FULL: "`darkroom up`: the disk is full",
     Exit.FAULT: "a fault of the command itself",
     Exit.INTERRUPTED: "stopped by Ctrl-C; a submitted job goes on",
 }

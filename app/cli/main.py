@@ -44,7 +44,7 @@ class Commands(GuardedGroup):
 def _epilog() -> str:
     width = max(len(str(code.value)) for code in EXIT_CODES)
     lines = [f"{code.value:>{width}}  {meaning}" for code, meaning in EXIT_CODES.items()]
-    return "\n".join(["Exit codes (`darkroom up --help` names those of `up`)", *lines])
+    return "\n".join(["Exit codes", *lines])
 
 
 app = typer.Typer(
