@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -18,9 +19,13 @@ from app.db.session import Database
 from app.dispatch.run import run_loop
 from app.jobs.progress import get_job
 from app.jobs.states import TERMINAL_JOB_STATES
+from app.jobs.submit import submit_ingest
 from app.jobs.tables import Job, WorkerRow
 from app.queues.celery import make_celery
 from app.settings import Settings
+from app.storage.s3 import ObjectStore
+from app.uploads.receive import begin_upload, finish_upload, receive_bytes
+from app.uploads.tables import UploadKind
 
 T = TypeVar("T")
 _ENVIRONMENT_NAMES = {
@@ -105,6 +110,36 @@ class Service:
 
         wait_until(registered, f"{role} worker registers", seconds=120)
         return handle
+
+    def start_workers(self, *roles: str) -> None:
+        """Start a worker of each role, all at once."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self.start_worker, roles))
+
+    def send(self, tenant_id: str, content: bytes, kind: UploadKind = UploadKind.ARCHIVE) -> str:
+        """The id of a new upload with this content; weights are ready, an archive is stored."""
+        store, bucket = ObjectStore.from_settings(self.settings), self.settings.bucket
+        store.ensure_bucket(bucket)
+        with self.db.tenant(tenant_id) as session:
+            upload = begin_upload(session, tenant_id, kind=kind, filename="upload")
+        received = receive_bytes(
+            store, bucket, upload.object_key, [content], max_bytes=self.settings.upload_max_bytes
+        )
+        with self.db.tenant(tenant_id) as session:
+            finish_upload(
+                session,
+                tenant_id,
+                upload.id,
+                size_bytes=received.size_bytes,
+                sha256=received.sha256,
+            )
+        return upload.id
+
+    def ingest(self, tenant_id: str, content: bytes) -> Job:
+        """Send an archive and submit its unpacking."""
+        upload_id = self.send(tenant_id, content)
+        with self.db.tenant(tenant_id) as session:
+            return submit_ingest(session, tenant_id, upload_id)
 
     def wait_for_end(self, tenant_id: str, job_id: str, *, seconds: float = 60) -> Job:
         """Wait until the job is terminal."""
