@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
 from typing import Any
 
 import structlog
@@ -17,6 +20,7 @@ from app.api import (
     health,
     jobs,
     keys,
+    metrics,
     models,
     multipart,
     results,
@@ -49,6 +53,7 @@ _RESOURCES = (
     keys.resource,
     workers.resource,
     health.resource,
+    metrics.resource,
     docs.resource,
 )
 #: A client that sends or takes nothing for so long gives its thread back.
@@ -63,6 +68,7 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     Raises:
         SettingsError: ``settings`` was left out and the environment's are not valid.
     """
+    serving = settings is None
     if settings is None:
         settings = load_settings()
         configure_logging(settings.log_level, json=settings.log_format == "json")
@@ -83,12 +89,15 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     app.config["MAX_CONTENT_LENGTH"] = JSON_MAX_BYTES
     # OPTIONS without a key would tell which addresses exist; no browser script of others calls us.
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    app.extensions["darkroom"] = Parts(
+    here = Parts(
         settings=settings,
         db=Database.from_settings(settings),
         store=ObjectStore.from_settings(settings),
         slots=WaitSlots(settings.wait_slots),
     )
+    app.extensions["darkroom"] = here
+    if serving:
+        _end_waits_at_stop(here.slots)
     register_problems(app)
     operations: dict[str, Operation] = {}
     for resource in _RESOURCES:
@@ -144,6 +153,23 @@ def _end(response: Response) -> Response:
         milliseconds=round((monotonic_seconds() - g.get("began", monotonic_seconds())) * 1000, 1),
     )
     return response
+
+
+def _end_waits_at_stop(slots: WaitSlots) -> None:
+    """Answer long polls as soon as the server is told to stop, instead of holding it up.
+
+    gunicorn sets its own handler first and loads the application afterwards, in the main
+    thread of the worker; its handler still runs.
+    """
+    drain = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(drain):
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        slots.close()
+        drain(number, frame)
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def _version() -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from flask import Response, current_app, render_template, request
+from markupsafe import Markup, escape
 
 from app.api.outline import outline
 from app.api.replies import json_response
@@ -13,6 +15,7 @@ from app.api.resource import Resource
 
 resource = Resource("docs", "Documentation", "This description of the service.")
 
+_CODE = re.compile(r"`([^`]+)`")
 _CSP = "default-src 'none'; style-src 'self'; frame-ancestors 'none'; base-uri 'none'"
 
 
@@ -30,6 +33,7 @@ def get_docs() -> Response:
         document=current_app.extensions["darkroom.openapi"],
         groups=_outline(),
         address=request.host_url.rstrip("/"),
+        prose=_prose,
     )
     response = Response(page, content_type="text/html; charset=utf-8")
     response.headers["Content-Security-Policy"] = _CSP
@@ -49,6 +53,12 @@ def _cached(response: Response) -> Response:
     response.add_etag()
     response.make_conditional(request)
     return response
+
+
+def _prose(text: str) -> Markup:
+    """Text with its `words` set as code; everything else is escaped."""
+    # Safe: the text is escaped first, and only our own tags are put in.
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704
 
 
 def _outline() -> Any:

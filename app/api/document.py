@@ -129,13 +129,11 @@ def _finish(
                 for media_type in each.media_types
             },
         }
-    operation["responses"] = {
-        **{
-            str(status): {"$ref": f"#/components/responses/Problem{status}"}
-            for status in sorted(each.problems)
-        },
-        **{str(status): _answer(each, status) for status in each.answers},
+    answers = {
+        **{status: {"$ref": f"#/components/responses/Problem{status}"} for status in each.problems},
+        **{status: _answer(each, status) for status in each.answers},
     }
+    operation["responses"] = {str(status): answers[status] for status in sorted(answers)}
     if each.guarded:
         operation["security"] = [{"key": []}]
         if each.scope is not None:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -352,6 +353,26 @@ def test_upload_of_100_mb_leaves_the_memory_of_the_server_as_it_was(
     assert upload["size_bytes"] == size
     assert after - before < 40 * 1024
     assert after < 300 * 1024
+
+
+def test_server_that_stops_answers_those_who_wait(server, app, database, settings, tenant_id):
+    port, pid = server
+    api = Api(app, make_key(database, settings, tenant_id))
+    job = api("POST", "/v1/jobs", json=import_body()).json["id"]
+    waiter = make_key(database, settings, tenant_id, name="waiter")
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(
+            f"GET /v1/jobs/{job}?wait=30 HTTP/1.1\r\nHost: darkroom\r\n"
+            f"Authorization: Bearer {waiter}\r\n\r\n".encode()
+        )
+        # Its key was used: the request has arrived, and now it waits.
+        while api("GET", "/v1/keys").json["data"][0]["last_used_at"] is None:
+            continue
+        began = time.monotonic()
+        os.kill(pid, signal.SIGTERM)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert b" 200 " in answer.split(b"\r\n")[0]
+    assert time.monotonic() - began < 10
 
 
 def test_connection_that_breaks_in_the_middle_fails_the_upload(
