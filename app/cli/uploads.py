@@ -64,7 +64,7 @@ def add(
             raise typer.Exit(code)
         if job is not None and job.is_over:
             finish(darkroom, job)
-            say(_measured(added.upload.id, job))
+            say(_measured(added.upload.id, job, darkroom.counters()))
             raise typer.Exit(code)
         say(added.upload.id)
         if job is not None and not job.is_over:
@@ -72,12 +72,14 @@ def add(
         raise typer.Exit(code)
 
 
-def _measured(upload_id: str, job: Job) -> str:
-    """One plain line for scripts: what was unpacked, and how fast."""
+def _measured(upload_id: str, job: Job, counters: dict[str, float]) -> str:
+    """One plain line for scripts: what was unpacked, how fast, and the API's peak of memory."""
     counts, rate = job.counts, job.images_per_second or 0.0
+    api_mb = counters.get("process_peak_resident_memory_bytes", 0.0) / 1e6
     return (
         f"upload id={upload_id} images={counts.succeeded} failed={counts.failed} "
-        f"seconds={job.seconds or 0.0:.2f} images_per_s={rate:.0f}"
+        f"seconds={job.seconds or 0.0:.2f} images_per_s={rate:.0f} "
+        f"api_peak_mb={api_mb:.0f}"
     )
 
 

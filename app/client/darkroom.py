@@ -67,6 +67,12 @@ class Darkroom:
         """The worker processes that the service knows; needs the scope ``admin``."""
         return list(self.transport.pages("/v1/workers"))
 
+    def counters(self) -> dict[str, float]:
+        """The API process's own counters by name, e.g. its peak of memory in bytes."""
+        text = self.transport.call("GET", "/metrics").content.decode()
+        pairs = (line.rsplit(" ", 1) for line in text.splitlines() if line[:1] not in ("", "#"))
+        return {name: float(value) for name, value in pairs}
+
     def close(self) -> None:
         """Close all connections."""
         self.transport.close()
