@@ -74,11 +74,11 @@ class WorkerHandle:
 class Service:
     """Starts workers against the session's parts and waits for what they do."""
 
-    def __init__(self, settings: Settings, db: Database, folder: Path, cleanup: ExitStack) -> None:
+    def __init__(self, settings: Settings, db: Database, folder: Path) -> None:
         self.settings = settings
         self.db = db
         self._folder = folder
-        self._cleanup = cleanup
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._count = 0
 
     def start_worker(self, role: str, **overrides: object) -> WorkerHandle:
@@ -95,7 +95,7 @@ class Service:
                 stderr=output,
             )
         handle = WorkerHandle(process, log)
-        self._cleanup.callback(_end, process)
+        self._processes.append(process)
 
         def registered() -> bool:
             assert process.poll() is None, log.read_text()
@@ -110,6 +110,18 @@ class Service:
 
         wait_until(registered, f"{role} worker registers", seconds=120)
         return handle
+
+    def end_workers(self) -> None:
+        """Ask all workers to stop at once, then wait for each."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
     def start_workers(self, *roles: str) -> None:
         """Start a worker of each role, all at once."""
@@ -181,14 +193,6 @@ def running_service(settings: Settings, db: Database, folder: Path) -> Iterator[
         dispatcher.start()
         cleanup.callback(dispatcher.join)
         cleanup.callback(stopping.set)
-        yield Service(settings, db, folder, cleanup)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        service = Service(settings, db, folder)
+        cleanup.callback(service.end_workers)
+        yield service

@@ -1,0 +1,169 @@
+"""Fine-tuning on real workers: from an archive to a version that answers, and its refusals."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+from sqlalchemy import select
+
+from app.datasets.freeze import freeze_dataset
+from app.db.session import Database
+from app.errors import InvalidInputError
+from app.jobs.cancel import cancel_job
+from app.jobs.results import page_results
+from app.jobs.states import JobState
+from app.jobs.submit import submit_finetune, submit_predict
+from app.jobs.tables import Item, Job
+from app.models.resolve import get_version, resolve_version
+from app.models.states import VersionState
+from app.settings import Settings
+from app.training.metrics import read_metrics
+from app.training.recipe import TrainingRecipe
+from tests.factories import add_upload, entry
+from tests.service import Service, running_service, wait_until
+from tests.unit.archives import make_zip
+
+EPOCHS = 5
+SHAPES = {"disc": "red", "square": "lime", "stripe": "blue"}
+
+
+@pytest.fixture(scope="module")
+def service(
+    settings: Settings, database: Database, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A dispatcher and a worker of each role."""
+    with running_service(settings, database, tmp_path_factory.mktemp("finetune")) as service:
+        service.start_workers("io", "training", "inference")
+        yield service
+
+
+def shape(name: str, draw: random.Random) -> bytes:
+    """A shape in its colour on black, somewhere in an image of 32×32 pixels."""
+    image = Image.new("RGB", (32, 32))
+    pen = ImageDraw.Draw(image)
+    x, y, size = draw.randint(2, 12), draw.randint(2, 12), draw.randint(10, 16)
+    box = (x, y, x + size, y + size)
+    if name == "disc":
+        pen.ellipse(box, fill=SHAPES[name])
+    elif name == "square":
+        pen.rectangle(box, fill=SHAPES[name])
+    else:
+        pen.line((x, 0, x, 31), fill=SHAPES[name], width=3)
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def shapes() -> bytes:
+    """An archive of 120 images in a folder for each shape."""
+    draw = random.Random(0)
+    return make_zip(
+        {f"{name}/{number}.png": shape(name, draw) for name in SHAPES for number in range(40)}
+    )
+
+
+@pytest.fixture
+def dataset(service: Service, database: Database, tenant_id: str) -> str:
+    """``shapes@1``, a quarter of it for testing."""
+    job = service.wait_for_end(tenant_id, service.ingest(tenant_id, shapes()).id)
+    assert job.state == JobState.SUCCEEDED, job.error
+    with database.tenant(tenant_id) as session:
+        freeze_dataset(
+            session,
+            tenant_id,
+            name="shapes",
+            upload_id=job.input["upload"],
+            fractions=(0.75, 0.0, 0.25),
+        )
+    return "shapes@1"
+
+
+def submit(db: Database, tenant_id: str, dataset: str, **recipe: Any) -> Job:
+    with db.tenant(tenant_id) as session:
+        return submit_finetune(
+            session, tenant_id, dataset=dataset, model="shapes", recipe=TrainingRecipe(**recipe)
+        )
+
+
+def test_finetuned_version_answers_as_well_as_its_scores_say(
+    service: Service, database: Database, tenant_id: str, dataset: str
+) -> None:
+    job = submit(database, tenant_id, dataset, epochs=EPOCHS, train_batch_size=8)
+    job = service.wait_for_end(tenant_id, job.id)
+    assert job.state == JobState.SUCCEEDED, job.error
+    assert job.result is not None
+    assert job.result["accuracy"] > 0.8
+    with database.tenant(tenant_id) as session:
+        metrics, _ = read_metrics(session, tenant_id, job.id, "test_accuracy", limit=100)
+        version = resolve_version(session, tenant_id, "shapes@production")
+    assert [metric.step for metric in metrics] == list(range(1, EPOCHS + 1))
+    assert metrics[-1].value == job.result["accuracy"]
+    assert (version.id, version.state) == (job.model_version_id, VersionState.READY)
+    assert version.scores is not None
+    assert version.scores["accuracy"] == job.result["accuracy"]
+    assert version.classes == list(SHAPES)
+    assert version.lineage["job"] == job.id
+    assert version.lineage["dataset_version"] == job.dataset_version_id
+    assert version.lineage["recipe"]["epochs"] == EPOCHS
+    rows = recognise(service, database, tenant_id, {"dataset": dataset, "split": "test"})
+    right = [row for row in rows if row.prediction and row.prediction[0][0] == row.label]
+    assert 15 <= len(rows) <= 50
+    assert len(right) / len(rows) == job.result["accuracy"]
+
+
+def recognise(service: Service, db: Database, tenant_id: str, source: dict[str, Any]) -> list[Item]:
+    with db.tenant(tenant_id) as session:
+        job = submit_predict(
+            session,
+            tenant_id,
+            source=source,
+            model="shapes",
+            options={"top_k": 1, "threshold": 0.0, "activation": "softmax"},
+            own_bucket="darkroom",
+        )
+    job = service.wait_for_end(tenant_id, job.id)
+    assert job.state == JobState.SUCCEEDED, job.error
+    with db.tenant(tenant_id) as session:
+        return list(page_results(session, tenant_id, job, cursor=None, limit=100).items)
+
+
+def test_cancelled_finetune_ends_soon_and_its_version_failed(
+    service: Service, database: Database, tenant_id: str, dataset: str
+) -> None:
+    job = submit(database, tenant_id, dataset, epochs=10_000)
+    wait_until(lambda: service.look_at(tenant_id, job.id).progress, "an epoch is over")
+    with database.tenant(tenant_id) as session:
+        cancel_job(session, tenant_id, job.id)
+    ended = service.wait_for_end(tenant_id, job.id, seconds=10)
+    assert ended.state == JobState.CANCELLED
+    assert ended.model_version_id is not None
+    with database.tenant(tenant_id) as session:
+        version = get_version(session, tenant_id, ended.model_version_id)
+    assert version.state == VersionState.FAILED
+
+
+@pytest.mark.parametrize(
+    ("labels", "splits", "code"),
+    [
+        (["cat", "cat"], ["train", "test"], "too_few_classes"),
+        (["cat", "dog"], ["train", "train"], "empty_split"),
+        (["cat", "dog"], ["test", "test"], "empty_split"),
+    ],
+)
+def test_dataset_that_cannot_teach_is_refused_before_there_is_a_job(
+    database: Database, tenant_id: str, labels: list[str], splits: list[str], code: str
+) -> None:
+    with database.tenant(tenant_id) as session:
+        rows = [entry(n, labels[n], splits[n]) for n in range(2)]
+        upload = add_upload(session, tenant_id, rows)
+        freeze_dataset(session, tenant_id, name="poor", upload_id=upload.id)
+    with pytest.raises(InvalidInputError) as caught:
+        submit(database, tenant_id, "poor@1", epochs=1)
+    assert caught.value.code == code
+    with database.tenant(tenant_id) as session:
+        assert session.scalar(select(Job.id).where(Job.tenant_id == tenant_id)) is None
