@@ -1,0 +1,94 @@
+"""How fast an archive is ingested by real processes: from the submit to the ready upload.
+
+python -m tests.bench.ingest ARCHIVE
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from app.db.migrate import upgrade
+from app.db.roles import API_ROLE, SYSTEM_ROLE, ensure_roles
+from app.db.session import Database
+from app.jobs.tables import Job
+from app.log import configure_logging
+from app.settings import Settings, load_settings
+from app.stack.postgres import LocalPostgres
+from app.stack.s3 import LocalS3
+from app.stack.valkey import LocalValkey
+from tests.factories import make_tenant
+from tests.service import running_service
+
+_MIB_KB = 1024
+
+
+@contextmanager
+def local_parts(folder: Path) -> Iterator[Settings]:
+    """PostgreSQL, Valkey and S3 as a user's machine runs them, and settings that name them."""
+    with ExitStack() as cleanup:
+        postgres, valkey, s3 = LocalPostgres(folder), LocalValkey(folder), LocalS3(folder)
+        for part in (postgres, valkey, s3):
+            part.start()
+            cleanup.callback(part.stop)
+        secrets = postgres.secrets
+        ensure_roles(
+            postgres.admin_url,
+            "darkroom",
+            api_password=secrets.api_password,
+            system_password=secrets.system_password,
+        )
+        system_url = postgres.url(SYSTEM_ROLE, secrets.system_password)
+        upgrade(system_url)
+        yield load_settings(
+            DATABASE_URL=postgres.url(API_ROLE, secrets.api_password),
+            SYSTEM_DATABASE_URL=system_url,
+            REDIS_URL=valkey.url,
+            S3_ENDPOINT_URL=s3.endpoint_url,
+            AWS_ACCESS_KEY_ID=s3.access_key_id,
+            AWS_SECRET_ACCESS_KEY=s3.secret_access_key,
+            key_pepper=secrets.key_pepper,
+        )
+
+
+def ingest(settings: Settings, folder: Path, content: bytes) -> tuple[Job, int]:
+    """The job of an archive, ended, and the peak memory of its worker in MiB."""
+    db = Database.from_settings(settings)
+    try:
+        with running_service(settings, db, folder) as service:
+            worker = service.start_worker("io")
+            tenant_id = make_tenant(db)
+            job = service.ingest(tenant_id, content)
+            job = service.wait_for_end(tenant_id, job.id, seconds=3600)
+            status = Path(f"/proc/{worker.process.pid}/status").read_text()
+    finally:
+        db.close()
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return job, int(peak.split()[1]) // _MIB_KB
+
+
+def main(path: Path) -> None:
+    configure_logging("WARNING", json=False)
+    folder = Path(tempfile.mkdtemp(prefix="darkroom-bench-"))
+    # PostgreSQL may run as another user, who must pass through.
+    folder.chmod(0o711)
+    try:
+        with local_parts(folder) as settings:
+            job, worker_mb = ingest(settings, folder, path.read_bytes())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    assert job.ended_at is not None
+    seconds = (job.ended_at - job.created_at).total_seconds()
+    done = job.succeeded + job.failed
+    sys.stdout.write(
+        f"ingest items={done} failed={job.failed} state={job.state} seconds={seconds:.2f} "
+        f"images_per_s={done / seconds:.0f} worker_mb={worker_mb}\n"
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
