@@ -30,6 +30,7 @@ from worker.recognisers.registry import build_module, default_preprocess
 from worker.recognisers.weights import save_weights
 
 PHOTOS = "photos"
+PICTURES = 200
 OPTIONS = {"top_k": 3, "threshold": 0.0, "activation": "softmax"}
 
 
@@ -40,7 +41,7 @@ def service(
     """A dispatcher, one worker for planning that cuts small chunks, one for inference."""
     folder = tmp_path_factory.mktemp("delivery")
     with running_service(settings, database, folder) as service:
-        service.start_worker("io", chunk_items=5)
+        service.start_worker("io", chunk_items=10)
         service.start_worker("inference")
         yield service
 
@@ -83,9 +84,9 @@ def picture(seed: int) -> bytes:
 
 @pytest.fixture
 def pictures(objects: ObjectStore, tenant_id: str) -> str:
-    """Sixty pictures and one text file under a prefix of the client's own bucket."""
+    """Two hundred pictures and one text file under a prefix of the client's own bucket."""
     objects.ensure_bucket(PHOTOS)
-    for number in range(60):
+    for number in range(PICTURES):
         objects.put(PHOTOS, f"{tenant_id}/{number:03d}.png", picture(number), "image/png")
     objects.put(PHOTOS, f"{tenant_id}/note.txt", b"not an image", "text/plain")
     return f"s3://{PHOTOS}/{tenant_id}/"
@@ -122,9 +123,9 @@ def test_job_over_a_prefix_recognises_images_and_names_what_is_none(
     assert job.state == JobState.VALIDATING
     job = service.wait_for_end(tenant_id, job.id)
     assert job.state == JobState.PARTIALLY_SUCCEEDED, job.error
-    assert (job.total, job.succeeded, job.failed) == (61, 60, 1)
+    assert (job.total, job.succeeded, job.failed) == (PICTURES + 1, PICTURES, 1)
     rows = results(database, tenant_id, job)
-    assert [row.ordinal for row in rows] == list(range(61))
+    assert [row.ordinal for row in rows] == list(range(PICTURES + 1))
     failed = [row for row in rows if row.state == ItemState.FAILED]
     assert [row.error["code"] for row in failed if row.error] == ["undecodable"]
     for row in rows:
@@ -143,7 +144,7 @@ def test_prefix_manifest_and_inline_items_give_the_same_predictions(
     model: str,
     pictures: str,
 ) -> None:
-    keys = [f"{tenant_id}/{number:03d}.png" for number in range(60)]
+    keys = [f"{tenant_id}/{number:03d}.png" for number in range(PICTURES)]
     lines = [
         json.dumps({"key": key, "custom_id": key, "label": "disc", "metadata": {"n": index}})
         for index, key in enumerate(keys)
@@ -216,7 +217,7 @@ def test_killing_a_worker_in_the_middle_of_a_job_loses_nothing_and_doubles_nothi
     wait_until(lambda: holds_a_chunk(database, tenant_id, doomed), "the worker holds a chunk")
     doomed.kill()
     ended = service.wait_for_end(tenant_id, job.id)
-    assert_all_recognised_once(database, tenant_id, ended, 60)
+    assert_all_recognised_once(database, tenant_id, ended, PICTURES)
     with database.tenant(tenant_id) as session:
         kills = session.scalar(select(func.sum(Chunk.kills)).where(Chunk.job_id == job.id))
     assert kills
@@ -230,7 +231,7 @@ def test_stopping_worker_exits_cleanly_and_its_leases_count_as_no_kill(
     wait_until(lambda: holds_a_chunk(database, tenant_id, leaving), "the worker holds a chunk")
     assert leaving.stop() == 0
     ended = service.wait_for_end(tenant_id, job.id)
-    assert_all_recognised_once(database, tenant_id, ended, 60)
+    assert_all_recognised_once(database, tenant_id, ended, PICTURES)
     with database.tenant(tenant_id) as session:
         kills = session.scalar(select(func.sum(Chunk.kills)).where(Chunk.job_id == job.id))
     assert kills == 0
