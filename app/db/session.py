@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.errors import SettingsError, UnavailableError
@@ -116,7 +117,7 @@ def _unavailable() -> Iterator[None]:
     """Turn a lost or refused connection into the error that callers may retry."""
     try:
         yield
-    except OperationalError as error:
+    except (OperationalError, PoolTimeout) as error:
         raise UnavailableError(
             "the database does not answer; try again", code="database_unavailable"
         ) from error

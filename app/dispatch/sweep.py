@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Row, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Row, exists, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
 from app.db.transition import transition
-from app.jobs.finalize import close_cancelled_if_let_go, fail_job
-from app.jobs.states import CHUNK_SOURCES, ChunkState, JobState
-from app.jobs.tables import Chunk, Job, WorkerRow
+from app.jobs.finalize import (
+    close_cancelled_if_let_go,
+    close_job,
+    fail_job,
+    lock_open_chunks,
+)
+from app.jobs.states import CHUNK_SOURCES, ChunkState, ItemState, JobState
+from app.jobs.tables import Chunk, Item, Job, WorkerRow
+from app.log import get_logger
+
+log = get_logger(__name__)
 
 #: Rows handled in one transaction, so that none holds its locks for long.
 _BATCH = 200
@@ -24,9 +33,11 @@ class Swept:
     freed: int = 0
     killed: int = 0
     cancelled: int = 0
+    #: Jobs that nothing would have closed any more; always 0 unless a rule was broken.
+    repaired: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.freed or self.killed or self.cancelled)
+        return bool(self.freed or self.killed or self.cancelled or self.repaired)
 
 
 def sweep_once(db: Database, *, max_kills: int) -> Swept:
@@ -37,7 +48,11 @@ def sweep_once(db: Database, *, max_kills: int) -> Swept:
     """
     with db.system() as session:
         freed = _free_ended_leases(session)
-    killed = sum(_fail_poisoned(db, row.id, max_kills) for row in _poisoned(db, max_kills))
+    with db.system() as session:
+        poisoned = _poisoned(session, max_kills)
+    killed = sum(
+        _fail_poisoned(db, row.tenant_id, row.job_id, row.id, max_kills) for row in poisoned
+    )
     with db.system() as session:
         cancelling = session.execute(
             select(Job.id, Job.tenant_id).where(Job.state == JobState.CANCELLING).limit(_BATCH)
@@ -45,7 +60,8 @@ def sweep_once(db: Database, *, max_kills: int) -> Swept:
     for job in cancelling:
         with db.system() as session:
             _cancel_waiting_chunks(session, job.tenant_id, job.id)
-    return Swept(freed, killed, len(cancelling))
+    repaired = sum(_close_forgotten(db, row.tenant_id, row.id) for row in _forgotten(db))
+    return Swept(freed, killed, len(cancelling), repaired)
 
 
 def _free_ended_leases(session: Session) -> int:
@@ -79,31 +95,29 @@ def _free_ended_leases(session: Session) -> int:
     return len(freed)
 
 
-def _poisoned(db: Database, max_kills: int) -> list[Row[tuple[str]]]:
-    with db.system() as session:
-        return list(
-            session.execute(
-                select(Chunk.id)
-                .where(Chunk.state == ChunkState.PENDING, Chunk.kills >= max_kills)
-                .limit(_BATCH)
-            )
-        )
+def _poisoned(
+    session: Session, max_kills: int, chunk_id: str | None = None
+) -> Sequence[Row[str, str, str, int]]:
+    """Waiting chunks whose leases ended without a word again and again."""
+    query = select(Chunk.id, Chunk.tenant_id, Chunk.job_id, Chunk.kills).where(
+        Chunk.state == ChunkState.PENDING,
+        # For the index: the number alone comes as a parameter.
+        Chunk.kills > text("0"),
+        Chunk.kills >= max_kills,
+    )
+    if chunk_id is not None:
+        query = query.where(Chunk.id == chunk_id)
+    return session.execute(query.limit(_BATCH)).all()
 
 
-def _fail_poisoned(db: Database, chunk_id: str, max_kills: int) -> int:
-    """Fail the job of a chunk whose leases ended without a word again and again."""
+def _fail_poisoned(db: Database, tenant_id: str, job_id: str, chunk_id: str, max_kills: int) -> int:
+    """Fail the job of a poisoned chunk, if it still is one."""
     with db.system() as session:
-        chunk = session.scalar(
-            select(Chunk)
-            .where(
-                Chunk.id == chunk_id,
-                Chunk.state == ChunkState.PENDING,
-                Chunk.kills >= max_kills,
-            )
-            .with_for_update(skip_locked=True)
-        )
-        if chunk is None:
+        lock_open_chunks(session, tenant_id, job_id)
+        found = _poisoned(session, max_kills, chunk_id)
+        if not found:
             return 0
+        chunk = found[0]
         error = {
             "code": "worker_killed",
             "detail": (
@@ -141,3 +155,59 @@ def _cancel_waiting_chunks(session: Session, tenant_id: str, job_id: str) -> Non
             .execution_options(synchronize_session=False)
         )
     close_cancelled_if_let_go(session, tenant_id, job_id)
+
+
+def _forgotten(db: Database) -> Sequence[Row[str, str]]:
+    """Open jobs without an open chunk: the last record closes a job, so there are none."""
+    with db.system() as session:
+        return session.execute(
+            select(Job.id, Job.tenant_id).where(*_has_no_work_left()).limit(_BATCH)
+        ).all()
+
+
+def _has_no_work_left() -> list[ColumnElement[bool]]:
+    return [
+        Job.state.in_([JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING]),
+        ~exists().where(
+            Chunk.job_id == Job.id, Chunk.state.in_([ChunkState.PENDING, ChunkState.RUNNING])
+        ),
+    ]
+
+
+def _close_forgotten(db: Database, tenant_id: str, job_id: str) -> int:
+    """Close such a job by what its items say, or fail it where they do not add up."""
+    with db.system() as session:
+        lock = select(Job.id).where(Job.id == job_id).with_for_update()
+        if session.execute(lock).first() is None:
+            return 0
+        # Asked again under the lock, where the job's last record has committed or not begun.
+        job = session.execute(
+            select(Job.total, Job.sealed_at).where(Job.id == job_id, *_has_no_work_left())
+        ).first()
+        if job is None:
+            return 0
+        counted = {
+            row.state: row.items
+            for row in session.execute(
+                select(Item.state, func.count().label("items"))
+                .where(Item.job_id == job_id)
+                .group_by(Item.state)
+            )
+        }
+        log.error("job_forgotten", job=job_id, total=job.total, counted=counted)
+        if job.sealed_at is None or sum(counted.values()) != job.total:
+            error = {
+                "code": "counts_disagree",
+                "detail": f"of {job.total} items {sum(counted.values())} were recorded and no "
+                "work is left; what is recorded is kept. Please report this.",
+            }
+            fail_job(session, tenant_id, job_id, error)
+            return 1
+        session.execute(
+            update(Job)
+            .where(Job.id == job_id)
+            .values({state.value: counted.get(state, 0) for state in ItemState} | {"cancelled": 0})
+            .execution_options(synchronize_session=False)
+        )
+        close_job(session, tenant_id, job_id)
+        return 1

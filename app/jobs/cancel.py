@@ -31,6 +31,8 @@ def cancel_job(session: Session, tenant_id: str, job_id: str) -> Job:
         values={"updated_at": func.now()},
     )
     job = get_job(session, tenant_id, job_id)
+    # The caller may have read the row earlier in this session.
+    session.refresh(job)
     if job.state not in (JobState.CANCELLING, JobState.CANCELLED):
         raise ConflictError(f"job {job_id} has already ended as {job.state}", code="job_ended")
     return job

@@ -44,12 +44,19 @@ class Lease:
 
 
 def claim_chunk(
-    session: Session, tenant_id: str, chunk_id: str, *, worker_id: str, lease_seconds: float
+    session: Session,
+    tenant_id: str,
+    chunk_id: str,
+    *,
+    task: ChunkTask,
+    worker_id: str,
+    lease_seconds: float,
 ) -> Lease | None:
-    """Take the lease of a chunk that is pending and due, or whose lease has ended.
+    """Take the lease of a chunk of ``task`` that is pending and due, or whose lease has ended.
 
     One statement on the database's clock, so of two workers one gets it. None means that
-    there is nothing to do: done already, held by another, cancelled, or of another tenant.
+    there is nothing to do: done already, held by another, cancelled, of another task or of
+    another tenant.
     """
     overdue = and_(Chunk.state == ChunkState.RUNNING, Chunk.lease_until < func.now())
     claimable = or_(and_(Chunk.state == ChunkState.PENDING, Chunk.due_at <= func.now()), overdue)
@@ -65,7 +72,13 @@ def claim_chunk(
         Chunk,
         ChunkState.RUNNING,
         sources=CHUNK_SOURCES[ChunkState.RUNNING],
-        where=[Chunk.id == chunk_id, Chunk.tenant_id == tenant_id, claimable, job_wants_it],
+        where=[
+            Chunk.id == chunk_id,
+            Chunk.tenant_id == tenant_id,
+            Chunk.task == task,
+            claimable,
+            job_wants_it,
+        ],
         values={
             "attempt": Chunk.attempt + 1,
             # Taking over a lease that ended without a word counts as a kill.
@@ -74,12 +87,18 @@ def claim_chunk(
             "lease_until": func.now() + timedelta(seconds=lease_seconds),
             "progress": 0,
         },
-        returning=(Chunk.job_id, Chunk.task, Chunk.attempt, Chunk.lo, Chunk.hi, Chunk.cursor),
+        returning=(
+            Chunk.job_id,
+            Chunk.attempt,
+            Chunk.lo,
+            Chunk.hi,
+            Chunk.cursor,
+        ),
     )
     if not rows:
         return None
     chunk = rows[0]
-    if chunk.task != ChunkTask.PLAN:
+    if task is not ChunkTask.PLAN:
         _start_job(session, tenant_id, chunk.job_id)
     job = session.execute(
         select(
@@ -92,7 +111,7 @@ def claim_chunk(
         chunk_id=chunk_id,
         job_id=chunk.job_id,
         tenant_id=tenant_id,
-        task=ChunkTask(chunk.task),
+        task=task,
         attempt=chunk.attempt,
         lo=chunk.lo,
         hi=chunk.hi,
@@ -131,6 +150,11 @@ def look_at_lease(session: Session, lease: Lease) -> JobState | None:
     """What :func:`extend_lease` returns, without extending anything: a cheap, frequent look."""
     held = session.execute(select(Chunk.id).where(*holds(lease))).first()
     return None if held is None else _job_state(session, lease)
+
+
+def kills_so_far(session: Session, lease: Lease) -> int | None:
+    """Leases of the chunk that ended badly before this one; None where this one is lost."""
+    return session.scalar(select(Chunk.kills).where(*holds(lease)))
 
 
 def release_chunk(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import exists, func, select, update
+from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
 from app.db.transition import transition
@@ -51,7 +51,8 @@ def fail_job(session: Session, tenant_id: str, job_id: str, error: dict[str, Any
     """End a job that cannot be done at all; what had finished stays, the rest is cancelled.
 
     ``error`` is :meth:`DarkroomError.as_dict`. Chunks that others hold are fenced by the
-    cancel: their records find no running chunk.
+    cancel: their records find no running chunk. A caller that holds the lock of one chunk
+    has called :func:`lock_open_chunks` before it took that.
     """
     transition(
         session,
@@ -67,11 +68,28 @@ def fail_job(session: Session, tenant_id: str, job_id: str, error: dict[str, Any
         job_id,
         JobState.FAILED,
         error=error,
-        sealed_at=func.coalesce(Job.sealed_at, func.now()),
-        cancelled=Job.total - Job.succeeded - Job.failed - Job.skipped,
+        **_rest_is_cancelled(),
     )
     if moved:
         _settle(session, tenant_id, job_id, JobState.FAILED)
+
+
+def lock_open_chunks(session: Session, tenant_id: str, job_id: str) -> None:
+    """Lock every chunk of a job that has not ended, always in the same order.
+
+    Whoever is about to fail the job touches all of them: of two that each held one already,
+    both would wait for the other's.
+    """
+    session.execute(
+        select(Chunk.id)
+        .where(
+            Chunk.job_id == job_id,
+            Chunk.tenant_id == tenant_id,
+            Chunk.state.in_([ChunkState.PENDING, ChunkState.RUNNING]),
+        )
+        .order_by(Chunk.id)
+        .with_for_update()
+    )
 
 
 def close_cancelled_if_let_go(session: Session, tenant_id: str, job_id: str) -> bool:
@@ -91,18 +109,18 @@ def close_cancelled_if_let_go(session: Session, tenant_id: str, job_id: str) -> 
     )
     if still_open:
         return False
-    counted = Job.succeeded + Job.failed + Job.skipped + Job.cancelled
-    session.execute(
-        update(Job)
-        .where(Job.id == job_id, Job.state == JobState.CANCELLING, Job.sealed_at.is_(None))
-        # Never planned to the end: the total is what was found until then.
-        .values(sealed_at=func.now(), total=counted)
-        .execution_options(synchronize_session=False)
-    )
-    moved = _move(session, tenant_id, job_id, JobState.CANCELLED)
+    moved = _move(session, tenant_id, job_id, JobState.CANCELLED, **_rest_is_cancelled())
     if moved:
         _settle(session, tenant_id, job_id, JobState.CANCELLED)
     return moved
+
+
+def _rest_is_cancelled() -> dict[str, Any]:
+    """Columns of a job that ends early: its total is what was found, the counts sum to it."""
+    return {
+        "sealed_at": func.coalesce(Job.sealed_at, func.now()),
+        "cancelled": Job.total - Job.succeeded - Job.failed - Job.skipped,
+    }
 
 
 def _move(session: Session, tenant_id: str, job_id: str, to: JobState, **values: Any) -> bool:

@@ -19,7 +19,12 @@ from sqlalchemy.orm import Session
 from app.db.transition import transition
 from app.errors import FencedError, InvalidInputError
 from app.jobs.claim import Lease, holds
-from app.jobs.finalize import close_cancelled_if_let_go, close_job, fail_job
+from app.jobs.finalize import (
+    close_cancelled_if_let_go,
+    close_job,
+    fail_job,
+    lock_open_chunks,
+)
 from app.jobs.items import drop_first
 from app.jobs.states import CHUNK_SOURCES, JOB_SOURCES, ChunkState, ItemState, JobState
 from app.jobs.tables import Chunk, Job
@@ -93,15 +98,22 @@ def record_part(
     """Record what a resumable chunk has done so far, and where it goes on after a loss.
 
     ``added`` items were found and join the job's total; ``seal`` says that no more will
-    come. Extends the lease.
+    come. Extends the lease. A chunk that gets on is no poison: its kills are forgotten.
 
     Raises:
         FencedError: the lease was lost; nothing is written.
     """
+    values: dict[str, Any] = {
+        "cursor": cursor,
+        "lease_until": func.now() + timedelta(seconds=lease_seconds),
+    }
+    # Without items the work begins anew after a loss, so a step done proves nothing.
+    if rows or added:
+        values["kills"] = 0
     held = session.execute(
         update(Chunk)
         .where(*holds(lease))
-        .values(cursor=cursor, lease_until=func.now() + timedelta(seconds=lease_seconds))
+        .values(**values)
         .returning(Chunk.id)
         .execution_options(synchronize_session=False)
     ).first()
@@ -134,6 +146,7 @@ def record_prefix(session: Session, lease: Lease, rows: Sequence[ItemRow]) -> No
         items=drop_first(lease.items or {}, len(rows)),
         last_rung_at=None,
         progress=0,
+        **({"kills": 0} if rows else {}),
     )
     _count(session, lease, rows)
 
@@ -229,8 +242,8 @@ def record_failure(session: Session, lease: Lease, error: dict[str, Any]) -> Non
     Raises:
         FencedError: the lease was lost; nothing is written.
     """
-    held = session.execute(select(Chunk.id).where(*holds(lease)).with_for_update()).first()
-    if held is None:
+    lock_open_chunks(session, lease.tenant_id, lease.job_id)
+    if session.execute(select(Chunk.id).where(*holds(lease))).first() is None:
         raise _fenced(lease)
     fail_job(session, lease.tenant_id, lease.job_id, error)
 

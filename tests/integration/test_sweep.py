@@ -1,0 +1,165 @@
+"""The sweeper on real PostgreSQL: what nobody is left to put right."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import func, update
+
+from app.db.session import Database
+from app.dispatch.sweep import Swept, sweep_once
+from app.errors import FencedError
+from app.jobs.claim import Lease
+from app.jobs.record import record_chunk, record_failure
+from app.jobs.states import ChunkState, ChunkTask, JobState
+from app.jobs.tables import Chunk, Job, WorkerRow
+from tests.factories import add_job, make_tenant
+from tests.jobs import (
+    add_chunk,
+    add_planned_job,
+    add_worker,
+    assert_closed,
+    at_once,
+    chunk_ids,
+    claim,
+    let_lease_end,
+    look_at_chunk,
+    look_at_job,
+    rows_of,
+)
+
+
+@pytest.fixture
+def owner(quiet: Database) -> str:
+    """A tenant in the second database."""
+    return make_tenant(quiet)
+
+
+def make_job(db: Database, tenant_id: str, *sizes: int) -> tuple[str, list[str]]:
+    with db.tenant(tenant_id) as session:
+        job_id = add_planned_job(session, tenant_id, *sizes)
+    return job_id, chunk_ids(db, job_id)
+
+
+def test_sweep_leaves_what_is_well_alone(quiet: Database, owner: str) -> None:
+    job_id, chunks = make_job(quiet, owner, 3, 2)
+    with quiet.system() as session:
+        worker_id = add_worker(session)
+    held = claim(quiet, owner, chunks[0], worker_id=worker_id)
+    assert not sweep_once(quiet, max_kills=1)
+    with quiet.tenant(owner) as session:
+        record_chunk(session, held, rows_of(held))
+    assert not sweep_once(quiet, max_kills=1)
+    assert look_at_job(quiet, owner, job_id).state == JobState.RUNNING
+
+
+def test_expired_lease_returns_the_chunk_to_pending_and_counts_a_kill(
+    quiet: Database, owner: str
+) -> None:
+    _, (chunk,) = make_job(quiet, owner, 3)
+    claim(quiet, owner, chunk)
+    let_lease_end(quiet, chunk)
+    assert sweep_once(quiet, max_kills=5) == Swept(freed=1)
+    row = look_at_chunk(quiet, chunk)
+    assert (row.state, row.kills, row.worker_id) == (ChunkState.PENDING, 1, None)
+    assert (row.lease_until, row.last_rung_at) == (None, None)
+    assert claim(quiet, owner, chunk).attempt == 2
+
+
+def test_chunk_of_a_worker_that_is_gone_is_freed_before_its_lease_ends(
+    quiet: Database, owner: str
+) -> None:
+    _, chunks = make_job(quiet, owner, 3, 3)
+    with quiet.system() as session:
+        gone, here = add_worker(session), add_worker(session)
+    claim(quiet, owner, chunks[0], worker_id=gone)
+    claim(quiet, owner, chunks[1], worker_id=here)
+    with quiet.system() as session:
+        session.execute(update(WorkerRow).where(WorkerRow.id == gone).values(gone_at=func.now()))
+    assert sweep_once(quiet, max_kills=5) == Swept(freed=1)
+    assert look_at_chunk(quiet, chunks[0]).state == ChunkState.PENDING
+    assert look_at_chunk(quiet, chunks[1]).state == ChunkState.RUNNING
+
+
+def test_chunk_that_keeps_killing_its_workers_fails_the_job_and_the_rest_is_kept(
+    quiet: Database, owner: str
+) -> None:
+    job_id, chunks = make_job(quiet, owner, 3, 4, 5)
+    done = claim(quiet, owner, chunks[0])
+    with quiet.tenant(owner) as session:
+        record_chunk(session, done, rows_of(done))
+    other = claim(quiet, owner, chunks[2])
+    for attempt in (1, 2):
+        assert claim(quiet, owner, chunks[1]).attempt == attempt
+        let_lease_end(quiet, chunks[1])
+        swept = sweep_once(quiet, max_kills=2)
+        assert (swept.freed, swept.killed) == (1, attempt - 1)
+    job = assert_closed(quiet, owner, job_id, JobState.FAILED)
+    assert (job.total, job.succeeded, job.cancelled) == (12, 3, 9)
+    assert job.error is not None
+    assert job.error["code"] == "worker_killed"
+    with pytest.raises(FencedError), quiet.tenant(owner) as session:
+        record_chunk(session, other, rows_of(other))
+
+
+def test_sweepers_and_a_failing_worker_at_the_same_moment_fail_the_job_once(
+    quiet: Database, owner: str
+) -> None:
+    for _ in range(4):
+        job_id, chunks = make_job(quiet, owner, *[1] * 40)
+        held = claim(quiet, owner, chunks[-1])
+        with quiet.system() as session:
+            session.execute(update(Chunk).where(Chunk.id == chunks[0]).values(kills=5))
+
+        def fail(held: Lease = held) -> None:
+            with quiet.tenant(owner) as session:
+                record_failure(session, held, {"code": "x", "detail": "y"})
+
+        answers = at_once(
+            lambda: sweep_once(quiet, max_kills=5),
+            fail,
+            lambda: sweep_once(quiet, max_kills=5),
+        )
+        assert all(
+            answer is None or isinstance(answer, (Swept, FencedError)) for answer in answers
+        ), answers
+        job = assert_closed(quiet, owner, job_id, JobState.FAILED)
+        assert job.cancelled == 40
+
+
+def test_sweepers_at_the_same_moment_free_each_chunk_once(quiet: Database, owner: str) -> None:
+    _, chunks = make_job(quiet, owner, *[1] * 30)
+    for chunk in chunks:
+        claim(quiet, owner, chunk)
+        let_lease_end(quiet, chunk)
+    answers = at_once(*[lambda: sweep_once(quiet, max_kills=5)] * 3)
+    assert sum(answer.freed for answer in answers if isinstance(answer, Swept)) == 30
+    assert {look_at_chunk(quiet, chunk).kills for chunk in chunks} == {1}
+
+
+def test_job_that_nothing_would_close_any_more_is_closed_by_what_its_items_say(
+    quiet: Database, owner: str
+) -> None:
+    job_id, chunks = make_job(quiet, owner, 3, 2)
+    for chunk in chunks:
+        lease = claim(quiet, owner, chunk)
+        with quiet.system() as session:
+            # A count that is off: the last record does not see that it is the last.
+            session.execute(update(Job).where(Job.id == job_id).values(failed=0, succeeded=0))
+        with quiet.tenant(owner) as session:
+            record_chunk(session, lease, rows_of(lease, failed=[0]))
+    assert look_at_job(quiet, owner, job_id).state == JobState.RUNNING
+    assert sweep_once(quiet, max_kills=5) == Swept(repaired=1)
+    job = assert_closed(quiet, owner, job_id, JobState.PARTIALLY_SUCCEEDED)
+    assert (job.succeeded, job.failed) == (4, 1)
+
+
+def test_job_whose_items_do_not_add_up_fails_openly(quiet: Database, owner: str) -> None:
+    with quiet.tenant(owner) as session:
+        job = add_job(session, owner, state=JobState.VALIDATING)
+        plan = add_chunk(session, job, ChunkTask.PLAN)
+    with quiet.system() as session:
+        session.execute(update(Chunk).where(Chunk.id == plan.id).values(state=ChunkState.CANCELLED))
+    assert sweep_once(quiet, max_kills=5) == Swept(repaired=1)
+    ended = assert_closed(quiet, owner, job.id, JobState.FAILED)
+    assert ended.error is not None
+    assert ended.error["code"] == "counts_disagree"

@@ -1,0 +1,212 @@
+"""Jobs that are planned already, and the moves of a worker without a process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from app.db.session import Database
+from app.ids import CHUNK, JOB, WORKER, new_id
+from app.jobs.claim import Lease, claim_chunk
+from app.jobs.items import JobItem, pack_items
+from app.jobs.progress import counts, get_job
+from app.jobs.record import ItemRow
+from app.jobs.states import ChunkState, ChunkTask, ItemState, JobKind, JobState
+from app.jobs.tables import Chunk, Item, Job, WorkerRow
+from app.queues.names import QUEUE_OF_TASK, Queue
+
+T = TypeVar("T")
+
+
+def add_planned_job(
+    session: Session, tenant_id: str, *sizes: int, priority: int = 0, kind: JobKind | None = None
+) -> str:
+    """The id of a queued predict job with chunks of so many items each."""
+    total = sum(sizes)
+    job = Job(
+        id=new_id(JOB),
+        tenant_id=tenant_id,
+        kind=kind or JobKind.PREDICT,
+        state=JobState.QUEUED,
+        priority=priority,
+        input={},
+        options={},
+        metadata_={},
+        total=total,
+        sealed_at=func.now(),
+        queued_at=func.now(),
+    )
+    session.add(job)
+    session.flush()
+    lo = 0
+    for size in sizes:
+        add_chunk(session, job, ChunkTask.PREDICT, lo, lo + size)
+        lo += size
+    session.flush()
+    return job.id
+
+
+def add_chunk(session: Session, job: Job, task: ChunkTask, lo: int = 0, hi: int = 0) -> Chunk:
+    """A waiting chunk of the job with items of its own making."""
+    items = [
+        JobItem(f"item {ordinal}", "photos", f"{ordinal}.png", f"s3://photos/{ordinal}.png")
+        for ordinal in range(lo, hi)
+    ]
+    chunk = Chunk(
+        id=new_id(CHUNK),
+        tenant_id=job.tenant_id,
+        job_id=job.id,
+        task=task,
+        queue=QUEUE_OF_TASK[task],
+        state=ChunkState.PENDING,
+        lo=lo,
+        hi=hi,
+        items=pack_items(items) if items else None,
+    )
+    session.add(chunk)
+    return chunk
+
+
+def add_worker(session: Session, queue: Queue = Queue.INFERENCE, slots: int = 2) -> str:
+    """The id of a worker that has just been seen."""
+    worker = WorkerRow(
+        id=new_id(WORKER),
+        name=new_id(WORKER),
+        host="here",
+        pid=1,
+        device="cpu",
+        queue=queue,
+        slots=slots,
+        warm_versions=[],
+    )
+    session.add(worker)
+    session.flush()
+    return worker.id
+
+
+def chunk_ids(db: Database, job_id: str) -> list[str]:
+    """The job's chunks in the order of their items."""
+    with db.system() as session:
+        return list(
+            session.scalars(select(Chunk.id).where(Chunk.job_id == job_id).order_by(Chunk.lo))
+        )
+
+
+def look_at_chunk(db: Database, chunk_id: str) -> Chunk:
+    """The chunk's row now."""
+    with db.system() as session:
+        return session.scalars(select(Chunk).where(Chunk.id == chunk_id)).one()
+
+
+def look_at_job(db: Database, tenant_id: str, job_id: str) -> Job:
+    """The job's row now."""
+    with db.tenant(tenant_id) as session:
+        return get_job(session, tenant_id, job_id)
+
+
+def try_claim(
+    db: Database,
+    tenant_id: str,
+    chunk_id: str,
+    *,
+    task: ChunkTask = ChunkTask.PREDICT,
+    worker_id: str = "wrk_test",
+    lease_seconds: float = 30,
+) -> Lease | None:
+    """What a worker gets that answers a bell for this chunk."""
+    with db.tenant(tenant_id) as session:
+        return claim_chunk(
+            session,
+            tenant_id,
+            chunk_id,
+            task=task,
+            worker_id=worker_id,
+            lease_seconds=lease_seconds,
+        )
+
+
+def claim(
+    db: Database,
+    tenant_id: str,
+    chunk_id: str,
+    *,
+    task: ChunkTask = ChunkTask.PREDICT,
+    worker_id: str = "wrk_test",
+) -> Lease:
+    """The lease of a chunk that can be claimed."""
+    lease = try_claim(db, tenant_id, chunk_id, task=task, worker_id=worker_id)
+    assert lease is not None
+    return lease
+
+
+def let_lease_end(db: Database, chunk_id: str) -> None:
+    """Put the end of a lease into the past: the same as waiting for it."""
+    with db.system() as session:
+        session.execute(
+            update(Chunk)
+            .where(Chunk.id == chunk_id, Chunk.state == ChunkState.RUNNING)
+            .values(lease_until=func.now() - func.make_interval(0, 0, 0, 0, 0, 0, 1))
+        )
+
+
+def rows_of(lease: Lease, count: int | None = None, failed: Sequence[int] = ()) -> list[ItemRow]:
+    """Results of the lease's first ``count`` items; the ordinals in ``failed`` are errors."""
+    hi = lease.hi if count is None else lease.lo + count
+    return [
+        ItemRow(ordinal, f"item {ordinal}", "s3://photos", ItemState.FAILED, error={"code": "x"})
+        if ordinal in failed
+        else ItemRow(
+            ordinal,
+            f"item {ordinal}",
+            "s3://photos",
+            ItemState.SUCCEEDED,
+            prediction=[["cat", 0.75], ["dog", 0.25]],
+        )
+        for ordinal in range(lease.lo, hi)
+    ]
+
+
+def assert_closed(db: Database, tenant_id: str, job_id: str, state: JobState) -> Job:
+    """The job has ended so, its counts sum to its total, and each counted item is one row."""
+    job = look_at_job(db, tenant_id, job_id)
+    assert job.state == state, (job.state, job.error)
+    assert job.ended_at is not None
+    numbers = counts(job)
+    assert numbers["done"] == numbers["total"], numbers
+    with db.tenant(tenant_id) as session:
+        rows = session.execute(
+            select(Item.state, func.count().label("items"))
+            .where(Item.job_id == job_id)
+            .group_by(Item.state)
+        ).all()
+        still_open = session.scalars(
+            select(Chunk.id).where(
+                Chunk.job_id == job_id,
+                Chunk.state.in_([ChunkState.PENDING, ChunkState.RUNNING]),
+            )
+        ).all()
+    assert {row.state: row.items for row in rows} == {
+        state.value: numbers[state] for state in ItemState if numbers[state]
+    }
+    assert not still_open
+    return job
+
+
+def at_once(*steps: Callable[[], T]) -> list[T | BaseException]:
+    """Run the steps in threads that start together; what each returned or raised."""
+    barrier = threading.Barrier(len(steps))
+
+    def run(step: Callable[[], T]) -> T | BaseException:
+        barrier.wait(10)
+        try:
+            return step()
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(len(steps)) as threads:
+        return list(threads.map(run, steps))
