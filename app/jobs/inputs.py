@@ -81,7 +81,11 @@ def _read_upload(
         with db.tenant(lease.tenant_id) as session:
             shard = session.execute(
                 select(Shard.number, Shard.object_key, Shard.entries)
-                .where(Shard.upload_id == lease.input["upload"], Shard.number >= number)
+                .where(
+                    Shard.upload_id == lease.input["upload"],
+                    Shard.tenant_id == lease.tenant_id,
+                    Shard.number >= number,
+                )
                 .order_by(Shard.number)
                 .limit(1)
             ).first()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,10 @@ from app.storage.streams import ObjectStream
 
 #: Longest line, in characters.
 MAX_LINE_CHARS = 1024 * 1024
+#: Largest metadata of one item; a chunk holds those of up to 4096.
+MAX_METADATA_BYTES = 8 * 1024
+#: A NUL as JSON text writes it, the backslash not itself escaped.
+_ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _COLUMNS = ("key", "offset", "length", "custom_id", "label", "metadata")
 _MAX_BYTES = 2**63 - 1
 
@@ -155,11 +160,6 @@ def _item(body: Any, bucket: str) -> JobItem:
         raise InvalidInputError("offset and length go together")
     if length == 0:
         raise InvalidInputError("length must be above 0")
-    metadata = body.get("metadata")
-    if metadata is not None and not isinstance(metadata, dict):
-        raise InvalidInputError("metadata is not a JSON object")
-    if "\\u0000" in json.dumps(metadata):
-        raise InvalidInputError("metadata holds a NUL character")
     source = str(location) if offset is None else f"{location}#{offset}+{length}"
     return JobItem(
         custom_id=_text(body, "custom_id") or source,
@@ -169,8 +169,27 @@ def _item(body: Any, bucket: str) -> JobItem:
         offset=offset,
         length=length,
         label=_text(body, "label"),
-        metadata=metadata,
+        metadata=_metadata(body),
     )
+
+
+def _metadata(body: dict[str, Any]) -> dict[str, Any] | None:
+    """What PostgreSQL can keep as it is: no NUL, no half characters, no infinite numbers."""
+    metadata = body.get("metadata")
+    if metadata is None:
+        return None
+    if not isinstance(metadata, dict):
+        raise InvalidInputError("metadata is not a JSON object")
+    try:
+        text = json.dumps(metadata, allow_nan=False, ensure_ascii=False)
+        size = len(text.encode())
+    except (ValueError, RecursionError):
+        raise InvalidInputError("metadata holds what JSON cannot") from None
+    if size > MAX_METADATA_BYTES:
+        raise InvalidInputError(f"metadata has {size} bytes, at most {MAX_METADATA_BYTES} fit")
+    if _ESCAPED_NUL.search(text):
+        raise InvalidInputError("metadata holds a NUL character")
+    return metadata
 
 
 def _text(body: dict[str, Any], name: str) -> str | None:

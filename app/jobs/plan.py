@@ -10,7 +10,8 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import cast, func, insert, select
+from sqlalchemy.dialects.postgresql import JSONPATH
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
@@ -19,7 +20,7 @@ from app.ids import CHUNK, new_id
 from app.jobs.claim import Lease
 from app.jobs.inputs import Fault, Found, read_input
 from app.jobs.items import JobItem, fetched_together, pack_items
-from app.jobs.record import record_cancelled, record_failure, record_part, record_plan
+from app.jobs.record import record_failure, record_part, record_plan
 from app.jobs.states import TERMINAL_JOB_STATES, ChunkState, ChunkTask, JobKind
 from app.jobs.tables import Chunk, Job
 from app.queues.names import QUEUE_OF_TASK
@@ -35,6 +36,8 @@ UNMEASURED_CHUNK_ITEMS = 256
 #: Items that are committed together while planning.
 _PART_ITEMS = 16_384
 _MAX_FAULTS = 100
+#: Entries between two looks at whether to stop.
+_LOOK_ENTRIES = 256
 
 
 def plan_job(
@@ -43,9 +46,12 @@ def plan_job(
     settings: Settings,
     lease: Lease,
     *,
-    cancelled: Callable[[], bool],
-) -> None:
+    should_stop: Callable[[], bool],
+) -> bool:
     """Cut the job's input into chunks and seal it, or fail the job with all its faults.
+
+    False where ``should_stop`` ended it before: what was committed stays, and the caller lets
+    go of the lease.
 
     Raises:
         FencedError: another worker plans this job now.
@@ -57,35 +63,36 @@ def plan_job(
     faults: list[dict[str, Any]] = []
     fault_count = 0
     part = _Part(lease, size)
-    for entry in read_input(db, store, settings.bucket, lease):
+    for number, entry in enumerate(read_input(db, store, settings.bucket, lease)):
+        if number % _LOOK_ENTRIES == 0 and should_stop():
+            return False
         fault = entry if isinstance(entry, Fault) else seen.check(entry)
         if fault is not None:
             fault_count += 1
             if len(faults) < _MAX_FAULTS:
                 faults.append(fault.as_dict())
-        elif isinstance(entry, Found) and not fault_count:
-            part.add(seen.unique(entry))
+        elif isinstance(entry, Found):
+            # Seen even where a fault came before, so that every repeat is told.
+            found = seen.unique(entry)
+            if not fault_count:
+                part.add(found)
             if part.item_count >= _PART_ITEMS:
                 _commit_part(db, settings, lease, part)
-                if cancelled():
-                    break
     with db.tenant(lease.tenant_id) as session:
-        if cancelled():
-            record_cancelled(session, lease)
-            return
         if fault_count:
             error = InvalidInputError(
-                f"the input has {fault_count} faults; nothing was recognised. Mend the lines "
-                "named in errors and submit again.",
+                f"the input has {fault_count} fault{'s' if fault_count > 1 else ''}; nothing was "
+                "recognised. Mend what errors names and submit again.",
                 code="input_invalid",
                 errors=faults,
                 total=fault_count,
             )
             record_failure(session, lease, error.as_dict())
-            return
+            return True
         if part.item_count:
             part.write(session, settings.lease_seconds)
         record_plan(session, lease)
+    return True
 
 
 class _Part:
@@ -151,9 +158,9 @@ class _Seen:
 
     def unique(self, found: Found) -> Found:
         """The same item, its custom_id told apart where two members share a name."""
-        custom_id = found.item.custom_id
-        if not found.named_by_client and self._repeats(custom_id):
-            found = found.renamed(f"{custom_id}#{found.line}")
+        # Again where a member is really called so.
+        while not found.named_by_client and self._repeats(found.item.custom_id):
+            found = found.renamed(f"{found.item.custom_id}#{found.line}")
         self._digests.add(_short_digest(found.item.custom_id))
         return found
 
@@ -175,7 +182,7 @@ def _planned_custom_ids(session: Session, lease: Lease) -> Iterator[str]:
     if not (lease.cursor or {}).get("planned"):
         return
     rows = session.execute(
-        select(func.jsonb_path_query(Chunk.items, "$.rows[*][0]"))
+        select(func.jsonb_path_query(Chunk.items, cast("$.rows[*][0]", JSONPATH)))
         .where(Chunk.job_id == lease.job_id, Chunk.task == ChunkTask.PREDICT)
         .execution_options(yield_per=10_000)
     )

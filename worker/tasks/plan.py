@@ -5,14 +5,17 @@ from __future__ import annotations
 from app.jobs.plan import plan_job
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
+from worker.tasks.door import let_go
 
 
 def plan_chunk(process: WorkerProcess, held: HeldLease) -> None:
     """Plan the job; a long input is committed part by part."""
-    plan_job(
+    planned = plan_job(
         process.db,
         process.store,
         process.settings,
         held.lease,
-        cancelled=held.cancelled.is_set,
+        should_stop=held.should_stop,
     )
+    if not planned:
+        let_go(process, held)
