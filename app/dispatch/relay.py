@@ -10,6 +10,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
+from app.queues.names import QUEUE_OF_TASK
 from app.queues.publish import Bell, ring
 
 # A worker whose heartbeat is older than three beats takes no bells.
@@ -30,12 +31,13 @@ _BUSY = text(
            count(*) FILTER (WHERE state = 'pending'
                AND last_rung_at <= now() - make_interval(secs => :again_seconds)) AS stale
     FROM chunks
-    WHERE state IN ('pending', 'running') AND (state = 'running' OR last_rung_at IS NOT NULL)
+    WHERE state = 'running' OR (state = 'pending' AND last_rung_at IS NOT NULL)
     GROUP BY queue
     """
 )
-# Each open job offers its next chunks; a job or tenant that already has chunks in work
-# stands behind one that has none, so whatever is queued a small job gets its turn.
+# Each open job offers its next chunks; a tenant or job that already has chunks in work
+# stands behind one that has none, so whatever is queued a small job gets its turn. Priority
+# orders the jobs of one tenant: it must not be a way past the others.
 _CANDIDATES = text(
     """
     WITH active AS (
@@ -43,7 +45,6 @@ _CANDIDATES = text(
         FROM chunks
         WHERE queue = :queue
           AND (state = 'running' OR (state = 'pending' AND last_rung_at IS NOT NULL))
-          AND state IN ('pending', 'running')
         GROUP BY tenant_id, job_id
     ), offered AS (
         SELECT c.id, c.tenant_id, c.task, c.queue, j.priority, j.id AS job_id,
@@ -56,17 +57,15 @@ _CANDIDATES = text(
             FROM chunks
             WHERE job_id = j.id AND state = 'pending' AND queue = :queue AND due_at <= now()
               AND (task = 'plan') = (j.state = 'validating')
-              AND (last_rung_at IS NULL OR (:again AND
-                   last_rung_at <= now() - make_interval(secs => :again_seconds)))
+              AND last_rung_at IS NULL
             ORDER BY lo
             LIMIT :wanted
         ) c
-        WHERE j.state IN ('validating', 'queued', 'running')
+        WHERE j.state IN ('queued', 'running') OR (j.state = 'validating' AND :plans)
     )
     SELECT id, tenant_id, task, queue
     FROM offered
-    ORDER BY priority DESC,
-             coalesce((SELECT sum(chunks) FROM active a WHERE a.tenant_id = offered.tenant_id), 0)
+    ORDER BY coalesce((SELECT sum(chunks) FROM active a WHERE a.tenant_id = offered.tenant_id), 0)
                + row_number() OVER (
                    PARTITION BY tenant_id ORDER BY priority DESC, job_rank, job_id),
              job_rank, job_id
@@ -77,7 +76,23 @@ _STAMP = text(
     """
     UPDATE chunks SET last_rung_at = now()
     WHERE id IN (
-        SELECT id FROM chunks WHERE id = ANY(:ids) AND state = 'pending'
+        SELECT id FROM chunks
+        -- Another dispatcher may have rung it since it was chosen.
+        WHERE id = ANY(:ids) AND state = 'pending' AND last_rung_at IS NULL
+        FOR UPDATE SKIP LOCKED
+    )
+    RETURNING id, tenant_id, task, queue
+    """
+)
+_STAMP_AGAIN = text(
+    """
+    UPDATE chunks SET last_rung_at = now()
+    WHERE id IN (
+        SELECT id FROM chunks
+        WHERE queue = :queue AND state = 'pending'
+          AND last_rung_at <= now() - make_interval(secs => :again_seconds)
+        ORDER BY last_rung_at
+        LIMIT :limit
         FOR UPDATE SKIP LOCKED
     )
     RETURNING id, tenant_id, task, queue
@@ -132,14 +147,16 @@ def _choose(
     for each. Old bells are rung again only where a slot is idle; while all are busy an
     unanswered bell is no sign of a lost one.
     """
-    idle = max(load.slots - load.running, 0)
-    wanted = 2 * load.slots - load.running - load.fresh - (0 if idle else load.stale)
-    if wanted <= 0:
-        return []
-    chosen = session.execute(
-        _CANDIDATES,
-        {"queue": queue, "wanted": wanted, "again": idle > 0, "again_seconds": again_seconds},
-    ).all()
-    if not chosen:
-        return []
-    return list(session.execute(_STAMP, {"ids": [row.id for row in chosen]}).all())
+    chosen: list[Row[tuple[str, str, str, str]]] = []
+    if load.stale and load.running < load.slots:
+        again = {"queue": queue, "again_seconds": again_seconds, "limit": 2 * load.slots}
+        chosen += session.execute(_STAMP_AGAIN, again).all()
+    wanted = 2 * load.slots - load.running - load.fresh - load.stale
+    if wanted > 0:
+        plans = queue == QUEUE_OF_TASK["plan"]
+        offered = session.execute(_CANDIDATES, {"queue": queue, "plans": plans, "wanted": wanted})
+        ids = [row.id for row in offered]
+        stamped = session.execute(_STAMP, {"ids": ids}).all() if ids else []
+        # In the order of the choice, which is the fair one; UPDATE has none.
+        chosen += sorted(stamped, key=lambda row: ids.index(row.id))
+    return chosen

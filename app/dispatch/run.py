@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
+from dataclasses import asdict
 from types import FrameType
 
 from celery import Celery
@@ -30,35 +32,51 @@ _PAUSE_SECONDS = 1.0
 
 def run_loop(settings: Settings, db: Database, celery: Celery, stopping: threading.Event) -> None:
     """Relay and sweep until ``stopping`` is set; survives the loss of database and Redis."""
-    next_sweep = 0.0
+    relay_due = sweep_due = 0.0
     while not stopping.is_set():
-        pause = settings.dispatch_seconds
-        try:
-            rung = relay_once(
-                db,
-                celery,
-                ring_again_seconds=settings.ring_again_seconds,
-                alive_seconds=3 * settings.heartbeat_seconds,
-            )
-            if rung:
-                log.debug("bells_rung", bells=rung)
-            if monotonic_seconds() >= next_sweep:
-                swept = sweep_once(db, max_kills=settings.max_kills)
-                if swept:
-                    log.info(
-                        "swept", freed=swept.freed, killed=swept.killed, cancelled=swept.cancelled
-                    )
-                next_sweep = monotonic_seconds() + settings.sweep_seconds
-                show_alive(settings.alive_file)
-        except UnavailableError as error:
-            log.warning("part_unavailable", code=error.code, detail=error.detail)
-            pause = _PAUSE_SECONDS
-        except Exception:
-            # Sweep and relay only repeat guarded updates: going on is always safe, stopping
-            # would stop every job.
-            log.exception("dispatch_failed")
-            pause = _PAUSE_SECONDS
-        stopping.wait(pause)
+        # Apart, because a cancelled job must end although no bell can be rung.
+        if monotonic_seconds() >= relay_due:
+            well = _survive(lambda: _relay(settings, db, celery))
+            relay_due = monotonic_seconds() + (0 if well else _PAUSE_SECONDS)
+        if monotonic_seconds() >= sweep_due:
+            well = _survive(lambda: _sweep(settings, db))
+            sweep_due = monotonic_seconds() + (settings.sweep_seconds if well else _PAUSE_SECONDS)
+        stopping.wait(settings.dispatch_seconds)
+
+
+def _relay(settings: Settings, db: Database, celery: Celery) -> None:
+    rung = relay_once(
+        db,
+        celery,
+        ring_again_seconds=settings.ring_again_seconds,
+        alive_seconds=3 * settings.heartbeat_seconds,
+    )
+    if rung:
+        log.debug("bells_rung", bells=rung)
+
+
+def _sweep(settings: Settings, db: Database) -> None:
+    swept = sweep_once(db, max_kills=settings.max_kills)
+    if swept:
+        log.info("swept", **asdict(swept))
+    show_alive(settings.alive_file)
+
+
+def _survive(step: Callable[[], None]) -> bool:
+    """Run the step; whether it went well.
+
+    Sweep and relay only repeat guarded updates: going on is always safe, stopping would stop
+    every job.
+    """
+    try:
+        step()
+    except UnavailableError as error:
+        log.warning("part_unavailable", code=error.code, detail=error.detail)
+    except Exception:
+        log.exception("dispatch_failed")
+    else:
+        return True
+    return False
 
 
 def main() -> None:

@@ -135,7 +135,28 @@ class Chunk(Base):
         CheckConstraint("lo <= hi", name="range"),
         CheckConstraint("(state = 'running') = (lease_until IS NOT NULL)", name="lease"),
         Index("ix_chunks_job_id_lo", "job_id", "lo"),
-        Index("ix_chunks_pending", "job_id", "lo", postgresql_where=text("state = 'pending'")),
+        # What is runnable, per job and queue: the relay asks several times a second.
+        Index(
+            "ix_chunks_runnable",
+            "job_id",
+            "queue",
+            "lo",
+            postgresql_where=text("state = 'pending' AND last_rung_at IS NULL"),
+        ),
+        # What is in work or on its way: a few rows, whatever waits behind them.
+        Index(
+            "ix_chunks_active",
+            "queue",
+            "last_rung_at",
+            postgresql_where=text(
+                "state = 'running' OR (state = 'pending' AND last_rung_at IS NOT NULL)"
+            ),
+        ),
+        Index(
+            "ix_chunks_killed",
+            "kills",
+            postgresql_where=text("state = 'pending' AND kills > 0"),
+        ),
         Index(
             "ix_chunks_running",
             "lease_until",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from app.errors import UnavailableError
 from app.queues.celery import bell
@@ -41,7 +42,7 @@ def ring(app: Celery, bells: Iterable[Bell]) -> int:
                     retry=False,
                 )
                 rung += 1
-    except OperationalError as error:
+    except (OperationalError, RedisError) as error:
         raise UnavailableError(
             "Redis does not answer; bells are rung again", code="queue_unavailable"
         ) from error

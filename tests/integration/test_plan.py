@@ -97,7 +97,7 @@ def put(store: ObjectStore, key: str, body: str | bytes) -> str:
 def test_prefix_is_cut_into_chunks_of_the_keys_that_globs_let_through(
     database: Database, objects: ObjectStore, small: Settings, tenant_id: str, folder: str
 ) -> None:
-    names = ["a.png", "b.txt", "c.png", "in/d.png", "in/e.png", "old/f.png", "y/", "z/g.PNG"]
+    names = ["a.png", "b.txt", "c.png", "in/d.png", "in/e.png", "old/f.png", "z/g.PNG"]
     for name in names:
         put(objects, folder + name, b"")
     source = {"prefix": f"s3://{BUCKET}/{folder}", "include": ["*.png"], "exclude": ["old/*"]}
@@ -112,7 +112,6 @@ def test_prefix_is_cut_into_chunks_of_the_keys_that_globs_let_through(
     assert [item.key for item in items] == expected
     assert items[0].custom_id == items[0].source == f"s3://{BUCKET}/{folder}a.png"
     everything = submit(database, tenant_id, {"prefix": f"s3://{BUCKET}/{folder}"})
-    # All but the name that ends in a slash: a folder's marker.
     assert run_plan(database, objects, small, tenant_id, everything).total == 7
 
 
@@ -250,6 +249,23 @@ def test_manifest_that_is_not_there_and_empty_inputs_fail_the_job(
         job = assert_closed(database, tenant_id, job_id, JobState.FAILED)
         codes.append((job.error or {})["code"])
     assert codes == ["input_invalid", "input_empty", "input_empty"]
+
+
+def test_nothing_is_planned_after_a_fault(
+    database: Database,
+    objects: ObjectStore,
+    small: Settings,
+    tenant_id: str,
+    folder: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plan, "_PART_ITEMS", 4)
+    good = [json.dumps({"key": f"{number}.png"}) for number in range(20)]
+    location = put(objects, f"{folder}list.jsonl", "\n".join([*good[:4], "{", *good[4:]]))
+    job_id = submit(database, tenant_id, {"manifest": location})
+    run_plan(database, objects, small, tenant_id, job_id)
+    job = assert_closed(database, tenant_id, job_id, JobState.FAILED)
+    assert (job.total, job.cancelled) == (4, 4)
 
 
 def test_of_150_bad_lines_100_are_listed_and_all_are_counted(
