@@ -23,7 +23,7 @@ from app.api.schemas.uploads import (
     UploadQuery,
 )
 from app.api.views import show_job, show_upload
-from app.errors import DarkroomError, TooLargeError
+from app.errors import DarkroomError, TooLargeError, UnavailableError
 from app.jobs.submit import submit_ingest
 from app.tenants.scopes import Scope
 from app.uploads.multipart import discard_parts
@@ -35,7 +35,7 @@ from app.uploads.receive import (
 )
 from app.uploads.receive import get_upload as find_upload
 from app.uploads.receive import list_uploads as page_uploads
-from app.uploads.tables import UploadKind
+from app.uploads.tables import Upload, UploadKind
 
 resource = Resource("uploads", "Uploads", "Hand over archives of images and weights.")
 
@@ -86,17 +86,23 @@ def send_upload(query: UploadQuery) -> Response:
     except BaseException:
         _give_up(upload.id)
         raise
-    with here.db.tenant(tenant_id) as session:
-        # A twin of this request may have been faster; then its answer is ours too.
-        kept = claim.recall(session) if claim else None
-        if kept is None:
-            reply = store_upload(
-                session, upload.id, size_bytes=received.size_bytes, sha256=received.sha256
-            )
-            _keep(claim, session, reply)
+    try:
+        with here.db.tenant(tenant_id) as session:
+            # A twin of this request may have been faster; then its answer is ours too.
+            kept = claim.recall(session) if claim else None
+            if kept is None:
+                reply = store_upload(
+                    session, upload.id, size_bytes=received.size_bytes, sha256=received.sha256
+                )
+                _keep(claim, session, reply)
+    except UnavailableError:
+        # Whether that was committed is not known, so the bytes stay.
+        raise
+    except DarkroomError:
+        _discard(upload)
+        raise
     if kept is not None:
-        _give_up(upload.id)
-        here.store.delete(bucket, [upload.object_key])
+        _discard(upload)
         return replay(kept, **_again(kept))
     return reply.response(**_again(reply))
 
@@ -203,6 +209,14 @@ def _give_up(upload_id: str) -> None:
     # Whoever aborted it meanwhile did the same; the first error is the one to tell.
     with suppress(DarkroomError), parts().db.tenant(tenant_id) as session:
         fail_upload(session, tenant_id, upload_id)
+
+
+def _discard(upload: Upload) -> None:
+    """Drop an upload that arrived whole and is not wanted: aborted meanwhile, or a twin's."""
+    _give_up(upload.id)
+    here = parts()
+    with suppress(DarkroomError):
+        here.store.delete(here.settings.bucket, [upload.object_key])
 
 
 def _keep(claim: Claim | None, session: Session, reply: Reply) -> None:

@@ -19,6 +19,8 @@ from sqlalchemy import func, select
 from app.jobs.artifacts import add_artifact
 from app.jobs.tables import Job
 from app.storage.keys import artifact as artifact_key
+from app.storage.streams import ObjectStream
+from app.uploads.multipart import join_parts
 from app.uploads.tables import Upload
 from tests.api_client import Api, import_body, make_app, make_key
 
@@ -92,6 +94,46 @@ def test_body_that_ends_early_is_refused_and_leaves_nothing(api, objects, settin
     )
     assert (answer.status_code, answer.json["code"]) == (400, "body_incomplete")
     assert [each["state"] for each in api("GET", "/v1/uploads").json["data"]] == ["failed"]
+    assert list(objects.list(settings.bucket, f"tenants/{tenant_id}/")) == []
+
+
+class AbortedOnTheWay(io.BytesIO):
+    """A body whose upload someone gives up as its last byte is read."""
+
+    def __init__(self, api, body):
+        super().__init__(body)
+        self.api = api
+
+    def readinto(self, buffer):
+        size = super().readinto(buffer)
+        if size and self.tell() == len(self.getvalue()):
+            upload = self.api("GET", "/v1/uploads").json["data"][0]
+            assert self.api("DELETE", f"/v1/uploads/{upload['id']}").status_code == 204
+        return size
+
+
+def test_upload_aborted_while_it_arrives_leaves_nothing(api, objects, settings, tenant_id):
+    body = AbortedOnTheWay(api, b"x" * 6 * MIB)
+    answer = api("POST", "/v1/uploads", input_stream=body)
+    assert (answer.status_code, answer.json["code"]) == (409, "upload_not_receiving")
+    assert [each["state"] for each in api("GET", "/v1/uploads").json["data"]] == ["failed"]
+    assert list(objects.list(settings.bucket, f"tenants/{tenant_id}/")) == []
+
+
+def test_parts_joined_for_an_upload_aborted_meanwhile_are_deleted(
+    api, objects, settings, tenant_id, monkeypatch
+):
+    begun = begin(api, 1000).json
+    etag = put(begun["parts"][0]["url"], b"x" * 1000)
+    path = f"/v1/uploads/{begun['upload']['id']}"
+
+    def join_and_abort(*words):
+        join_parts(*words)
+        assert api("DELETE", path).status_code == 204
+
+    monkeypatch.setattr("app.api.multipart.join_parts", join_and_abort)
+    answer = api("POST", f"{path}/complete", json={"parts": [{"number": 1, "etag": etag}]})
+    assert (answer.status_code, answer.json["code"]) == (409, "upload_not_receiving")
     assert list(objects.list(settings.bucket, f"tenants/{tenant_id}/")) == []
 
 
@@ -222,8 +264,22 @@ def test_artifact_is_downloaded_whole_with_a_safe_name(api, artifact):
     assert answer.headers["Content-Type"].startswith("text/csv")
     known = {"If-None-Match": answer.headers["ETag"]}
     assert api("GET", shown["content"], headers=known).status_code == 304
-    assert api("HEAD", shown["content"]).headers["Content-Length"] == str(len(body))
     assert api("GET", f"/v1/jobs/{shown['job_id']}/artifacts").json["data"] == [shown]
+
+
+def test_head_tells_the_length_and_keeps_no_connection(api, artifact, monkeypatch):
+    closed = []
+    close = ObjectStream.close
+
+    def note(stream):
+        closed.append(stream)
+        close(stream)
+
+    monkeypatch.setattr(ObjectStream, "close", note)
+    answer = api("HEAD", f"/v1/artifacts/{artifact[0]}/content")
+    assert (answer.status_code, answer.data) == (200, b"")
+    assert answer.headers["Content-Length"] == str(len(artifact[1]))
+    assert len(closed) == 1
 
 
 @pytest.mark.parametrize(
@@ -317,7 +373,9 @@ def server(settings, objects):
 
 def peak_kib(pid):
     with open(f"/proc/{pid}/status") as status:
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read())[1])
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read())
+    assert peak is not None
+    return int(peak[1])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
