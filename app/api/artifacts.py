@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 
 from flask import Response, request
@@ -60,7 +60,7 @@ def download_artifact(path: ArtifactPath) -> Response:
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-cache",
     }
-    if request.if_none_match.contains(artifact.sha256):
+    if request.if_none_match.contains_weak(artifact.sha256):
         return Response(status=304, headers=headers)
     size = artifact.size_bytes
     try:
@@ -74,12 +74,17 @@ def download_artifact(path: ArtifactPath) -> Response:
         )
     first, length = wanted or (0, size)
     stream = _open(artifact, first, length)
+    pieces: Iterable[bytes] = _pieces(stream)
+    if request.method == "HEAD":
+        # Nobody will read from it, and only its reader closes it.
+        stream.close()
+        pieces = ()
     headers["Content-Disposition"] = dump_options_header("attachment", {"filename": artifact.name})
     headers["Content-Length"] = str(length)
     if wanted is not None:
         headers["Content-Range"] = f"bytes {first}-{first + length - 1}/{size}"
     return Response(
-        _pieces(stream),
+        pieces,
         206 if wanted is not None else 200,
         headers,
         content_type=artifact.media_type,
@@ -87,12 +92,17 @@ def download_artifact(path: ArtifactPath) -> Response:
 
 
 @resource.route_as(
-    "post", "/artifacts/<artifact_id>/link", answers={200: LinkAnswer}, scope=Scope.EXPORTS
+    "post",
+    "/artifacts/<artifact_id>/link",
+    answers={200: LinkAnswer},
+    scope=Scope.EXPORTS,
+    replays=False,
 )
 def link_artifact(path: ArtifactPath) -> Response:
     """Make a link that downloads the artifact without a key, for a while.
 
-    Each call makes a fresh link and changes nothing, so an Idempotency-Key is not needed.
+    Each call makes a fresh link and changes nothing, so an Idempotency-Key is neither
+    needed nor kept.
     """
     here, artifact = parts(), _find(path.artifact_id)
     seconds = here.settings.link_seconds

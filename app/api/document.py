@@ -15,7 +15,7 @@ from flask_openapi.openapi import OpenAPI
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from app.api.idempotency import KEY_PATTERN
+from app.api.idempotency import KEY_PATTERN, REPLAYED
 from app.api.problems import MEDIA_TYPE
 from app.api.resource import Operation
 from app.api.schemas.base import Problem
@@ -35,7 +35,7 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "description": "Strong validator: two answers with one ETag are the same bytes.",
         "schema": {"type": "string"},
     },
-    "Idempotency-Replayed": {
+    REPLAYED: {
         "description": "`true` where this is the answer given to an earlier request.",
         "schema": {"type": "string", "enum": ["true"]},
     },
@@ -153,8 +153,8 @@ def _answer(each: Operation, status: int) -> dict[str, Any]:
             "application/json": {"schema": {"$ref": _REF.format(model=found.__name__)}}
         }
     headers = list(each.headers.get(status, ()))
-    if each.method == "post":
-        headers.append("Idempotency-Replayed")
+    if each.replays:
+        headers.append(REPLAYED)
     if headers:
         answer["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in headers}
     return answer

@@ -87,4 +87,6 @@ def once(work: Callable[[Session], Reply], **headers: str) -> Response:
 
 def replay(reply: Reply, **headers: str) -> Response:
     """An answer given before, marked as such."""
-    return reply.response(Idempotency_Replayed="true", **headers)
+    response = reply.response(**headers)
+    response.headers[REPLAYED] = "true"
+    return response

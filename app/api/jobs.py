@@ -139,6 +139,7 @@ def get_job(path: JobPath, query: WaitQuery) -> Response:
     until it has ended.
     """
     here, tenant_id = parts(), principal().tenant_id
+    # Compared weakly (RFC 9110, 13.1.2): a proxy that compresses marks our ETag as weak.
     known = request.if_none_match
 
     def look() -> _Look:
@@ -148,7 +149,7 @@ def get_job(path: JobPath, query: WaitQuery) -> Response:
             return _Look(show_job(session, job), job)
 
     def is_news(seen: _Look) -> bool:
-        return seen.is_over or (bool(known) and not known.contains(seen.etag))
+        return seen.is_over or (bool(known) and not known.contains_weak(seen.etag))
 
     seen = look()
     full = False
@@ -164,7 +165,7 @@ def get_job(path: JobPath, query: WaitQuery) -> Response:
             if taken:
                 seconds = min(query.wait, here.settings.wait_max_seconds)
                 here.slots.wait_until(look_again, seconds)
-    response = seen.response(unchanged=known.contains(seen.etag))
+    response = seen.response(unchanged=known.contains_weak(seen.etag))
     if full:
         response.headers["Retry-After"] = str(max(2, retry_after_seconds(seen.job) or 2))
     return response

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from flask import Response
 from sqlalchemy.orm import Session
 
-from app.api.idempotency import read_claim, replay
+from app.api.idempotency import REPLAYED, read_claim, replay
 from app.api.parts import parts, principal
 from app.api.replies import Reply, send
 from app.api.resource import Resource
@@ -19,7 +21,7 @@ from app.api.schemas.uploads import (
 )
 from app.api.uploads import store_upload
 from app.api.views import show_upload
-from app.errors import ConflictError, TooLargeError
+from app.errors import ConflictError, DarkroomError, TooLargeError
 from app.ids import UPLOAD, new_id
 from app.storage.keys import upload_archive
 from app.storage.s3 import PartInfo
@@ -104,12 +106,16 @@ def complete_multipart(path: UploadPath, body: CompleteMultipart) -> Response:
     _require_open(upload)
     sent = [PartInfo(part.number, 0, part.etag.strip('"')) for part in body.parts]
     join_parts(here.store, here.settings.bucket, upload, sent)
-    with here.db.tenant(tenant_id) as session:
-        kept = claim.recall(session) if claim else None
-        if kept is None:
-            reply = _store(session, upload)
-            if claim:
-                claim.keep(session, reply)
+    try:
+        with here.db.tenant(tenant_id) as session:
+            kept = claim.recall(session) if claim else None
+            if kept is None:
+                reply = _store(session, upload)
+                if claim:
+                    claim.keep(session, reply)
+    except ConflictError:
+        _drop_if_aborted(upload)
+        raise
     if kept is not None:
         return replay(kept, **_soon(kept))
     return reply.response(**_soon(reply))
@@ -118,6 +124,16 @@ def complete_multipart(path: UploadPath, body: CompleteMultipart) -> Response:
 def _store(session: Session, upload: Upload) -> Reply:
     # The bytes went past us, so their digest is not known here; the jobs that read them check.
     return store_upload(session, upload.id, size_bytes=upload.size_bytes or 0, sha256=None)
+
+
+def _drop_if_aborted(upload: Upload) -> None:
+    """Delete what was joined for an upload that was given up meanwhile; a twin's stays."""
+    here = parts()
+    with suppress(DarkroomError):
+        with here.db.tenant(upload.tenant_id) as session:
+            state = get_upload(session, upload.tenant_id, upload.id).state
+        if state == UploadState.FAILED:
+            here.store.delete(here.settings.bucket, [upload.object_key])
 
 
 def _begun(upload: Upload, *, replayed: bool) -> Response:
@@ -142,7 +158,7 @@ def _begun(upload: Upload, *, replayed: bool) -> Response:
     )
     response.headers["Location"] = f"/v1/uploads/{upload.id}"
     if replayed:
-        response.headers["Idempotency-Replayed"] = "true"
+        response.headers[REPLAYED] = "true"
     return response
 
 

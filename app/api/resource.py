@@ -41,6 +41,8 @@ class Operation:
     body: type[BaseModel] | None
     #: Media types of a body that is no JSON.
     media_types: Sequence[str]
+    #: Whether an Idempotency-Key brings the first answer again.
+    replays: bool
 
 
 class Resource(APIBlueprint):
@@ -70,11 +72,12 @@ class Resource(APIBlueprint):
         headers: Mapping[int, Sequence[str]] | None = None,
         takes: Sequence[str] = (),
         media_types: Sequence[str] = (),
+        replays: bool | None = None,
     ) -> Callable[[View], View]:
         """Register a view: its first docstring line is the summary, its name the operationId.
 
         Parameters and body are validated by the types of its arguments ``path``, ``query``
-        and ``body`` before it runs.
+        and ``body`` before it runs. A POST ``replays`` unless it says otherwise.
         """
 
         def register(view: View) -> View:
@@ -91,7 +94,8 @@ class Resource(APIBlueprint):
             if body is not None or "query" in hints:
                 expected.add(422)
             asked = list(takes)
-            if method == "post":
+            repeats = method == "post" if replays is None else replays
+            if repeats:
                 asked.append("IdempotencyKey")
                 expected |= {409, 422, 413}
             path = (self.url_prefix or "") + rule.replace("<", "{").replace(">", "}")
@@ -107,6 +111,7 @@ class Resource(APIBlueprint):
                 parameters=parameters,
                 body=body,
                 media_types=media_types,
+                replays=repeats,
             )
             decorate = getattr(self, method)(rule, operation_id=view.__name__)
             decorate(view)

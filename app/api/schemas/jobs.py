@@ -277,13 +277,16 @@ class WaitQuery(Parameters):
     )
 
 
+#: Where a page of results ended: by ordinal, or by seq and ordinal.
+Cursor = Annotated[
+    str, StringConstraints(pattern=r"^(o\.[0-9]{1,18}|s\.[0-9]{1,18}\.[0-9]{1,18})$")
+]
+
+
 class ResultsQuery(Parameters):
     """A page of results."""
 
-    after: (
-        Annotated[str, StringConstraints(pattern=r"^(o\.[0-9]{1,18}|s\.[0-9]{1,18}\.[0-9]{1,18})$")]
-        | None
-    ) = Field(None, description="The `next_cursor` of the page before.")
+    after: Cursor | None = Field(None, description="The `next_cursor` of the page before.")
     limit: int = Field(100, ge=1, le=1000, description="At most so many entries.")
     only: Literal["all", "succeeded", "failed"] = Field("all", description="Which items.")
 
@@ -291,10 +294,7 @@ class ResultsQuery(Parameters):
 class ErrorsQuery(Parameters):
     """A page of failed items."""
 
-    after: (
-        Annotated[str, StringConstraints(pattern=r"^(o\.[0-9]{1,18}|s\.[0-9]{1,18}\.[0-9]{1,18})$")]
-        | None
-    ) = Field(None, description="The `next_cursor` of the page before.")
+    after: Cursor | None = Field(None, description="The `next_cursor` of the page before.")
     limit: int = Field(100, ge=1, le=1000, description="At most so many entries.")
 
 
