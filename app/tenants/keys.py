@@ -16,7 +16,7 @@ import secrets
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
@@ -97,10 +97,7 @@ def create_key(
     """
     check_name(name, "key")
     granted = _check_scopes(scopes)
-    if expires_at is not None and (expires_at.tzinfo is None or expires_at <= utc_now()):
-        raise InvalidInputError(
-            "expires_at must lie in the future and carry a time zone", code="expiry_invalid"
-        )
+    expires_at = _check_expiry(expires_at)
     key_id = new_id(KEY)
     secret = base64.b32encode(secrets.token_bytes(32)).decode().rstrip("=").lower()
     body = f"dk_{key_id.removeprefix(KEY + '_')}_{secret}"
@@ -205,6 +202,21 @@ def _note_use(db: Database, tenant_id: str, key_id: str) -> None:
             ),
             {"tenant": tenant_id, "id": key_id},
         )
+
+
+def _check_expiry(expires_at: datetime | None) -> datetime | None:
+    if expires_at is None:
+        return None
+    try:
+        # In UTC, since a zone can push the last of all years over the end of the calendar.
+        moment = expires_at.astimezone(UTC) if expires_at.tzinfo is not None else None
+    except OverflowError:
+        moment = None
+    if moment is None or moment <= utc_now():
+        raise InvalidInputError(
+            "expires_at must lie in the future and carry a time zone", code="expiry_invalid"
+        )
+    return moment
 
 
 def _check_scopes(scopes: Iterable[Scope | str]) -> list[str]:

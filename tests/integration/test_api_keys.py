@@ -2,7 +2,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any, cast
 
 import pytest
@@ -186,6 +186,10 @@ def test_last_use_is_written_at_most_once_a_minute(database: Database, tenant_id
         ({"scopes": []}, "scopes_missing"),
         ({"expires_at": datetime(2020, 1, 1)}, "expiry_invalid"),
         ({"expires_at": utc_now() - timedelta(seconds=1)}, "expiry_invalid"),
+        (
+            {"expires_at": datetime.max.replace(tzinfo=timezone(-timedelta(hours=12)))},
+            "expiry_invalid",
+        ),
     ],
 )
 def test_key_that_could_not_work_is_not_made(
