@@ -95,7 +95,9 @@ def freeze_dataset(
     if same is not None:
         return same
     last = session.scalar(
-        select(func.max(DatasetVersion.number)).where(DatasetVersion.dataset_id == dataset_id)
+        select(func.max(DatasetVersion.number)).where(
+            DatasetVersion.tenant_id == tenant_id, DatasetVersion.dataset_id == dataset_id
+        )
     )
     version = DatasetVersion(
         id=new_id(DATASET_VERSION),

@@ -48,7 +48,9 @@ def announce_version(
     ).one()
     # A statement of its own: only what starts after the lock was granted sees the last number.
     last = session.scalar(
-        select(func.max(ModelVersion.number)).where(ModelVersion.model_id == model_id)
+        select(func.max(ModelVersion.number)).where(
+            ModelVersion.tenant_id == tenant_id, ModelVersion.model_id == model_id
+        )
     )
     version = ModelVersion(
         id=new_id(MODEL_VERSION),
