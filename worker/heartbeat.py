@@ -62,7 +62,7 @@ class Heartbeat:
 
     def __init__(self, process: WorkerProcess) -> None:
         self._process = process
-        self._held: dict[str, HeldLease] = {}
+        self._held: set[HeldLease] = set()
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -92,12 +92,14 @@ class Heartbeat:
         """Keep the lease for as long as the block runs."""
         held = HeldLease(lease, self._process.stopping)
         with self._lock:
-            self._held[lease.chunk_id] = held
+            # By object, not by chunk: a thread that has not noticed yet that its lease is
+            # lost may stand beside the next attempt at the same chunk.
+            self._held.add(held)
         try:
             yield held
         finally:
             with self._lock:
-                self._held.pop(lease.chunk_id, None)
+                self._held.discard(held)
 
     def _run(self) -> None:
         settings = self._process.settings
@@ -118,7 +120,7 @@ class Heartbeat:
 
     def _visit_leases(self, *, extend: bool) -> None:
         with self._lock:
-            held_leases = list(self._held.values())
+            held_leases = list(self._held)
         for held in held_leases:
             lease = held.lease
             with self._process.db.tenant(lease.tenant_id) as session:
@@ -158,9 +160,16 @@ class Heartbeat:
     def _show_alive(self) -> None:
         process = self._process
         with process.db.anonymous() as session:
-            session.execute(
+            still_here = session.execute(
                 update(WorkerRow)
-                .where(WorkerRow.id == process.id)
+                .where(WorkerRow.id == process.id, WorkerRow.gone_at.is_(None))
                 .values(last_seen_at=func.now(), warm_versions=process.warm_versions())
-            )
+                .returning(WorkerRow.id)
+            ).first()
+        if still_here is None and not process.stopping.is_set():
+            # Whatever this process claims is taken from it again, and bells that it hears
+            # are lost: two processes of one name must not go on.
+            log.error("worker_replaced", worker=process.id, name=process.name)
+            process.on_replaced()
+            return
         show_alive(process.settings.alive_file)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,8 @@ class WorkerProcess:
         self.store = ObjectStore.from_settings(settings)
         #: Set once the process must stop: running chunks record what is finished and let go.
         self.stopping = threading.Event()
+        #: Called once another process has taken this one's name; must end the process.
+        self.on_replaced: Callable[[], None] = self.stopping.set
         self.heartbeat = Heartbeat(self)
         self._decoder: DecodePool | None = None
         self._decoder_lock = threading.Lock()

@@ -1,0 +1,344 @@
+"""What a worker does around its work, in this process: bells, faults, lost parts, shutdown."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from sqlalchemy import func, update
+
+from app.db.session import Database
+from app.dispatch.sweep import Swept, sweep_once
+from app.errors import ConflictError, FencedError, InvalidInputError, StorageError, UnavailableError
+from app.jobs.cancel import cancel_job
+from app.jobs.record import record_chunk, record_prefix
+from app.jobs.states import ChunkState, ChunkTask, JobState
+from app.jobs.tables import Chunk, WorkerRow
+from app.queues.names import Queue
+from app.settings import Settings
+from tests.factories import make_tenant
+from tests.jobs import (
+    add_planned_job,
+    assert_closed,
+    chunk_ids,
+    claim,
+    let_lease_end,
+    look_at_chunk,
+    look_at_job,
+    rows_of,
+)
+from worker.heartbeat import HeldLease
+from worker.main import make_worker
+from worker.process import WorkerProcess
+from worker.tasks.door import Work, let_go, open_door
+
+PATIENCE = 10
+
+
+@pytest.fixture
+def owner(quiet: Database) -> str:
+    """A tenant in the second database."""
+    return make_tenant(quiet)
+
+
+@pytest.fixture
+def process(settings: Settings, quiet: Database) -> Iterator[WorkerProcess]:
+    """A worker's inside that looks at its leases all the time."""
+    fast = settings.model_copy(update={"heartbeat_seconds": 0.05, "max_kills": 3})
+    process = WorkerProcess(fast, Queue.IO)
+    process.db.close()
+    process.db = quiet
+    process.heartbeat.start()
+    yield process
+    process.stopping.set()
+    process.db = quiet
+    process.heartbeat.close()
+
+
+def make_job(db: Database, tenant_id: str, *sizes: int) -> tuple[str, list[str]]:
+    with db.tenant(tenant_id) as session:
+        job_id = add_planned_job(session, tenant_id, *sizes)
+    return job_id, chunk_ids(db, job_id)
+
+
+def ring(
+    process: WorkerProcess,
+    tenant_id: str,
+    chunk_id: str,
+    work: Work,
+    task: ChunkTask = ChunkTask.PREDICT,
+) -> None:
+    open_door(process, task, work, chunk_id=chunk_id, tenant_id=tenant_id)
+
+
+def never(_process: WorkerProcess, _held: HeldLease) -> None:
+    raise AssertionError("there is no work to do")
+
+
+def failing(error: Exception) -> Work:
+    def work(_process: WorkerProcess, _held: HeldLease) -> None:
+        raise error
+
+    return work
+
+
+def do_it(process: WorkerProcess, held: HeldLease) -> None:
+    with process.db.tenant(held.lease.tenant_id) as session:
+        record_chunk(session, held.lease, rows_of(held.lease))
+
+
+def test_bell_does_the_work_once_and_its_echo_nothing(
+    process: WorkerProcess, quiet: Database, owner: str
+) -> None:
+    job_id, (chunk,) = make_job(quiet, owner, 3)
+    ring(process, owner, chunk, do_it)
+    ring(process, owner, chunk, never)
+    assert_closed(quiet, owner, job_id, JobState.SUCCEEDED)
+
+
+def test_forged_bells_open_no_door(process: WorkerProcess, quiet: Database, owner: str) -> None:
+    _, (chunk,) = make_job(quiet, owner, 3)
+    ring(process, make_tenant(quiet), chunk, never)
+    ring(process, owner, chunk, never, task=ChunkTask.IMPORT)
+    ring(process, owner, "nonsense", never)
+    ring(process, "", chunk, never)
+    row = look_at_chunk(quiet, chunk)
+    assert (row.state, row.attempt, row.kills) == (ChunkState.PENDING, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"chunk_id": "chk_1"},
+        {"chunk_id": "chk_1", "tenant_id": "ten_1", "task": "predict"},
+        {"chunk_id": {"$gt": ""}, "tenant_id": "ten_1"},
+        {"chunk_id": "chk\x00", "tenant_id": "ten_1"},
+        {"chunk_id": "' OR true --", "tenant_id": ["ten_1"]},
+    ],
+)
+def test_message_that_is_no_bell_harms_nobody(settings: Settings, content: dict[str, Any]) -> None:
+    celery: Celery
+    celery, process = make_worker(settings, Queue.IO)
+    try:
+        result = celery.tasks["darkroom.plan"].apply(kwargs=content)
+        # Refused, or nothing found; either way the worker takes the next one.
+        assert result.failed() or result.result is None
+    finally:
+        celery.close()
+        process.db.close()
+
+
+def test_bell_that_comes_while_the_worker_stops_leaves_the_chunk_for_another(
+    process: WorkerProcess, quiet: Database, owner: str
+) -> None:
+    _, (chunk,) = make_job(quiet, owner, 3)
+    process.stopping.set()
+    ring(process, owner, chunk, never)
+    assert look_at_chunk(quiet, chunk).state == ChunkState.PENDING
+
+
+def test_fault_that_may_pass_waits_longer_each_time_and_at_last_fails_the_job_by_its_name(
+    process: WorkerProcess, quiet: Database, owner: str
+) -> None:
+    job_id, (chunk,) = make_job(quiet, owner, 3)
+    waits = []
+    for kills in (1, 2):
+        ring(process, owner, chunk, failing(StorageError("the store is down")))
+        row = look_at_chunk(quiet, chunk)
+        assert (row.state, row.kills) == (ChunkState.PENDING, kills)
+        waits.append((row.due_at - row.running_at).total_seconds() if row.running_at else 0)
+        ring(process, owner, chunk, never)
+        make_due(quiet, chunk)
+    assert waits == [pytest.approx(2, abs=1), pytest.approx(6, abs=1)]
+    ring(process, owner, chunk, failing(StorageError("the store is down")))
+    job = assert_closed(quiet, owner, job_id, JobState.FAILED)
+    assert job.error == {"code": "fetch_failed", "detail": "the store is down"}
+
+
+def make_due(db: Database, chunk_id: str) -> None:
+    with db.system() as session:
+        session.execute(update(Chunk).where(Chunk.id == chunk_id).values(due_at=func.now()))
+
+
+def test_crash_that_nobody_knows_is_tried_again_and_tells_no_inside(
+    process: WorkerProcess, quiet: Database, owner: str
+) -> None:
+    job_id, (chunk,) = make_job(quiet, owner, 3)
+    for _ in range(3):
+        ring(process, owner, chunk, failing(RuntimeError("password=hunter2")))
+        make_due(quiet, chunk)
+    job = assert_closed(quiet, owner, job_id, JobState.FAILED)
+    assert job.error is not None
+    assert job.error["code"] == "internal_error"
+    assert "hunter2" not in str(job.error)
+
+
+def test_fault_that_stays_fails_the_job_at_once(
+    process: WorkerProcess, quiet: Database, owner: str
+) -> None:
+    job_id, (chunk,) = make_job(quiet, owner, 3)
+    ring(process, owner, chunk, failing(InvalidInputError("bad weights", code="bad_weights")))
+    job = assert_closed(quiet, owner, job_id, JobState.FAILED)
+    assert (job.error or {})["code"] == "bad_weights"
+
+
+def test_database_that_goes_in_the_middle_leaves_the_lease_to_end_by_itself(
+    process: WorkerProcess, quiet: Database, owner: str
+) -> None:
+    job_id, (chunk,) = make_job(quiet, owner, 3)
+    nowhere = Database("postgresql://nobody@127.0.0.1:1/nothing")
+
+    def work(process: WorkerProcess, held: HeldLease) -> None:
+        process.db = nowhere
+        do_it(process, held)
+
+    ring(process, owner, chunk, work)
+    # And a bell meanwhile is not answered, but harms nobody.
+    ring(process, owner, chunk, never)
+    nowhere.close()
+    process.db = quiet
+    assert look_at_chunk(quiet, chunk).state == ChunkState.RUNNING
+    let_lease_end(quiet, chunk)
+    assert sweep_once(quiet, max_kills=3) == Swept(freed=1)
+    ring(process, owner, chunk, do_it)
+    assert_closed(quiet, owner, job_id, JobState.SUCCEEDED)
+
+
+def test_answer_of_a_commit_that_got_lost_does_not_undo_what_it_recorded(
+    process: WorkerProcess, quiet: Database, owner: str
+) -> None:
+    job_id, (chunk,) = make_job(quiet, owner, 3)
+
+    def work(process: WorkerProcess, held: HeldLease) -> None:
+        do_it(process, held)
+        raise UnavailableError("the connection was lost at COMMIT")
+
+    ring(process, owner, chunk, work)
+    assert_closed(quiet, owner, job_id, JobState.SUCCEEDED)
+
+
+def test_work_learns_that_its_lease_is_lost_and_nothing_of_it_is_kept(
+    process: WorkerProcess, quiet: Database, owner: str
+) -> None:
+    job_id, (chunk,) = make_job(quiet, owner, 3)
+    successor = threading.Event()
+
+    def slow(process: WorkerProcess, held: HeldLease) -> None:
+        # In one statement's time the lease ends and another takes it: no beat in between.
+        let_lease_end(quiet, chunk)
+        ring(process, owner, chunk, second)
+        assert held.lost.wait(PATIENCE)
+        assert held.should_stop()
+        with pytest.raises(FencedError):
+            do_it(process, held)
+        successor.set()
+        let_go(process, held)
+
+    def second(process: WorkerProcess, held: HeldLease) -> None:
+        assert held.lease.attempt == 2
+        do_it(process, held)
+
+    ring(process, owner, chunk, slow)
+    assert successor.is_set()
+    assert_closed(quiet, owner, job_id, JobState.SUCCEEDED)
+
+
+def test_thread_that_lost_its_lease_does_not_end_the_beating_for_the_next_attempt(
+    process: WorkerProcess, quiet: Database, owner: str
+) -> None:
+    _, (chunk,) = make_job(quiet, owner, 3)
+    old = claim(quiet, owner, chunk)
+    with process.heartbeat.hold(old) as first:
+        let_lease_end(quiet, chunk)
+        new = claim(quiet, owner, chunk)
+        with process.heartbeat.hold(new) as second:
+            assert first.lost.wait(PATIENCE)
+    with process.heartbeat.hold(new) as second:
+        with process.heartbeat.hold(old):
+            pass
+        with quiet.tenant(owner) as session:
+            cancel_job(session, owner, new.job_id)
+        assert second.cancelled.wait(PATIENCE)
+        assert not second.lost.is_set()
+
+
+def test_stopping_worker_keeps_its_prefix_and_gives_the_rest_back_without_a_kill(
+    process: WorkerProcess, quiet: Database, owner: str
+) -> None:
+    job_id, chunks = make_job(quiet, owner, 3, 4)
+
+    def halfway(process: WorkerProcess, held: HeldLease) -> None:
+        process.stopping.set()
+        assert held.should_stop()
+        with process.db.tenant(owner) as session:
+            record_prefix(session, held.lease, rows_of(held.lease, 2))
+
+    ring(process, owner, chunks[0], halfway)
+    process.stopping.clear()
+
+    def at_once(process: WorkerProcess, held: HeldLease) -> None:
+        process.stopping.set()
+        let_go(process, held)
+
+    ring(process, owner, chunks[1], at_once)
+    rows = [look_at_chunk(quiet, chunk) for chunk in chunks]
+    assert [(row.state, row.lo, row.hi, row.kills) for row in rows] == [
+        (ChunkState.PENDING, 2, 3, 0),
+        (ChunkState.PENDING, 3, 7, 0),
+    ]
+    assert look_at_job(quiet, owner, job_id).succeeded == 2
+
+
+def test_cancel_reaches_the_work_and_letting_go_closes_the_job(
+    process: WorkerProcess, quiet: Database, owner: str
+) -> None:
+    job_id, (chunk,) = make_job(quiet, owner, 3)
+
+    def work(process: WorkerProcess, held: HeldLease) -> None:
+        with quiet.tenant(owner) as session:
+            cancel_job(session, owner, job_id)
+        assert held.cancelled.wait(PATIENCE)
+        let_go(process, held)
+
+    ring(process, owner, chunk, work)
+    job = assert_closed(quiet, owner, job_id, JobState.CANCELLED)
+    assert job.cancelled == 3
+
+
+def test_work_that_finishes_in_a_cancelled_job_and_cannot_register_still_ends_it(
+    process: WorkerProcess, quiet: Database, owner: str
+) -> None:
+    job_id, (chunk,) = make_job(quiet, owner, 0)
+
+    def work(process: WorkerProcess, held: HeldLease) -> None:
+        with quiet.tenant(owner) as session:
+            cancel_job(session, owner, job_id)
+        with process.db.tenant(owner) as session:
+            record_chunk(session, held.lease, result={"model_version": "mdv_1"})
+            # What completing a version says that the cancel has just marked as failed.
+            raise ConflictError("the version is failed", code="model_not_pending")
+
+    ring(process, owner, chunk, work)
+    sweep_once(quiet, max_kills=3)
+    job = assert_closed(quiet, owner, job_id, JobState.CANCELLED)
+    assert (job.result, job.error) == (None, None)
+
+
+def test_worker_whose_name_another_took_is_told_to_end(
+    process: WorkerProcess, settings: Settings, quiet: Database
+) -> None:
+    twin = WorkerProcess(settings, Queue.IO)
+    twin.db.close()
+    twin.db, twin.name = quiet, process.name
+    twin.heartbeat.start()
+    try:
+        assert process.stopping.wait(PATIENCE)
+        assert not twin.stopping.is_set()
+    finally:
+        twin.heartbeat.close()
+    with quiet.system() as session:
+        assert session.get_one(WorkerRow, process.id).gone_at is not None
