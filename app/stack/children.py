@@ -13,6 +13,9 @@ API_GRACE_SECONDS = 20
 #: A request that shows no life for so long is cut; long polls and uploads stay below it.
 API_TIMEOUT_SECONDS = 120
 
+#: Roles above row level security.
+_NOT_HANDED_ON = frozenset({"SYSTEM_DATABASE_URL", "ADMIN_DATABASE_URL"})
+
 
 def child_specs(
     *,
@@ -27,10 +30,12 @@ def child_specs(
 ) -> list[ChildSpec]:
     """The children in the order in which they are told to stop: workers, dispatcher, API.
 
-    Only the dispatcher gets the system role's URL: API and workers stay under row level
-    security. A worker takes over the leases of its namesake on this host, so folders that
-    share one database need a ``worker_suffix`` each.
+    ``environment`` is all they get of ours. Only the dispatcher gets the system role's URL,
+    and nobody the superuser's: API and workers stay under row level security. A worker takes
+    over the leases of its namesake on this host, so folders that share one database need a
+    ``worker_suffix`` each.
     """
+    common = {name: value for name, value in environment.items() if name not in _NOT_HANDED_ON}
 
     def module(name: str, *words: str) -> list[str]:
         return [sys.executable, "-P", "-m", name, *words]
@@ -40,7 +45,7 @@ def child_specs(
         return ChildSpec(
             name,
             module("worker.main", "--role", role),
-            {**environment, "DARKROOM_WORKER_NAME": name + worker_suffix},
+            {**common, "DARKROOM_WORKER_NAME": name + worker_suffix},
             is_worker=True,
         )
 
@@ -52,7 +57,7 @@ def child_specs(
         ChildSpec(
             "dispatcher",
             module("app.dispatch.run"),
-            {**environment, "SYSTEM_DATABASE_URL": system_url},
+            {**common, "SYSTEM_DATABASE_URL": system_url},
         ),
         ChildSpec(
             "api",
@@ -67,6 +72,11 @@ def child_specs(
                 *("--chdir", str(data_dir), "--no-control-socket"),
                 "app.api.app:create_app()",
             ),
-            {**environment, "DARKROOM_API_HOST": host, "DARKROOM_API_PORT": str(port)},
+            {
+                **common,
+                "DARKROOM_API_HOST": host,
+                "DARKROOM_API_PORT": str(port),
+                "DARKROOM_API_THREADS": str(api_threads),
+            },
         ),
     ]

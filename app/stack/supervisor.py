@@ -29,7 +29,8 @@ class ChildSpec:
 
     name: str
     command: Sequence[str]
-    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    #: Its whole environment; ours where it is left out.
+    environment: Mapping[str, str] | None = field(default=None, repr=False)
     #: A worker: it serves once the database knows its pid.
     is_worker: bool = False
 
@@ -228,7 +229,7 @@ class Supervisor:
                     *(sys.executable, "-P", "-m", "app.stack.child", str(os.getpid())),
                     *child.spec.command,
                 ],
-                env={**os.environ, **child.spec.environment},
+                env=child.spec.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

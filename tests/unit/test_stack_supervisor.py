@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from app.stack.children import child_specs
 from app.stack.locks import FolderLock
 from app.stack.processes import AlreadyRunningError, StackError, wait_gone
 from app.stack.supervisor import Backoff, ChildSpec, Supervisor, ending
@@ -56,6 +57,43 @@ def has_lines(journal: Path, *lines: str) -> Callable[[], bool]:
         return all(line in present for line in lines)
 
     return look
+
+
+def test_child_gets_the_environment_it_is_given_and_nothing_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DARKROOM_BUCKET", "of-another-service")
+    report = tmp_path / "report"
+    source = f"import os; open({str(report)!r}, 'w').write(os.environ.get('DARKROOM_BUCKET', '-'))"
+    spec = ChildSpec("api", python(source), {"PATH": os.environ["PATH"]})
+    supervisor = Supervisor(
+        [spec], logs_dir=tmp_path / "logs", say=lambda _: None, backoff=Backoff(loud_after=99)
+    )
+    supervisor.start()
+    try:
+        assert supervisor.run_until(has_lines(report, "-"), LIMIT_SECONDS)
+    finally:
+        supervisor.drain(LIMIT_SECONDS)
+
+
+def test_only_the_dispatcher_is_told_of_the_system_role_and_nobody_of_the_superuser() -> None:
+    given = {"SYSTEM_DATABASE_URL": "s", "ADMIN_DATABASE_URL": "a", "REDIS_URL": "r"}
+    specs = child_specs(
+        data_dir=Path("/data"),
+        host="127.0.0.1",
+        port=1,
+        api_threads=4,
+        inference_workers=2,
+        environment=given,
+        system_url="system",
+    )
+    assert len(specs) == 6
+    for spec in specs:
+        assert spec.environment is not None
+        assert spec.environment["REDIS_URL"] == "r"
+        assert "ADMIN_DATABASE_URL" not in spec.environment
+        has_system = "system" if spec.name == "dispatcher" else None
+        assert spec.environment.get("SYSTEM_DATABASE_URL") == has_system
 
 
 def test_killed_child_is_named_and_started_again(tmp_path: Path) -> None:
