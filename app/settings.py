@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import SettingsError
@@ -78,7 +78,7 @@ class Settings(BaseSettings):
         200 * 1024 * MIB, description="Largest archive or weights file, in bytes."
     )
     upload_part_bytes: Positive = Field(
-        8 * MIB, description="Part size of multipart uploads to S3, in bytes."
+        8 * MIB, ge=5 * MIB, description="Part size of multipart uploads to S3, in bytes."
     )
     link_seconds: Positive = Field(900, description="Life of a presigned link, in seconds.")
 
@@ -132,6 +132,15 @@ class Settings(BaseSettings):
     )
     log_format: Literal["json", "console"] = Field("json", description="How a log line looks.")
 
+    @model_validator(mode="after")
+    def _check_heartbeat(self) -> Self:
+        if self.heartbeat_seconds >= self.lease_seconds:
+            raise ValueError(
+                f"DARKROOM_HEARTBEAT_SECONDS ({self.heartbeat_seconds:g}) must be below "
+                f"DARKROOM_LEASE_SECONDS ({self.lease_seconds:g}), or every lease ends under work"
+            )
+        return self
+
     @cached_property
     def system_url(self) -> str:
         """The system role's database URL; raises where this process was not given one."""
@@ -161,5 +170,6 @@ def load_settings(**overrides: Any) -> Settings:
             {"pointer": str(fault["loc"][0]) if fault["loc"] else "", "detail": fault["msg"]}
             for fault in error.errors()
         ]
-        names = "; ".join(f"{fault['pointer']}: {fault['detail']}" for fault in faults)
+        # A rule that joins two settings points at neither and names both.
+        names = "; ".join(f"{fault['pointer']}: {fault['detail']}".lstrip(": ") for fault in faults)
         raise SettingsError(f"settings are not valid: {names}", errors=faults) from None

@@ -41,6 +41,7 @@ from app.ids import REQUEST, new_id
 from app.log import configure_logging, get_logger
 from app.settings import Settings, load_settings
 from app.storage.s3 import ObjectStore
+from app.tenants.keys import check_pepper
 
 _RESOURCES = (
     jobs.resource,
@@ -66,12 +67,14 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     """The application; contacts nothing until it is asked something.
 
     Raises:
-        SettingsError: ``settings`` was left out and the environment's are not valid.
+        SettingsError: ``settings`` was left out and the environment's are not valid, or name
+            no pepper.
     """
     serving = settings is None
     if settings is None:
         settings = load_settings()
         configure_logging(settings.log_level, json=settings.log_format == "json")
+        check_pepper(settings.key_pepper.get_secret_value())
     app = OpenAPI(
         __name__,
         info=Info(
@@ -93,7 +96,8 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
         settings=settings,
         db=Database.from_settings(settings),
         store=ObjectStore.from_settings(settings),
-        slots=WaitSlots(settings.wait_slots),
+        # One thread is left to those who do not wait, whatever the settings say.
+        slots=WaitSlots(min(settings.wait_slots, settings.api_threads - 1)),
     )
     app.extensions["darkroom"] = here
     if serving:

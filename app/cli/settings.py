@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -13,6 +14,9 @@ import typer
 from app.cli.connect import JsonFlag
 from app.cli.console import print_json, print_table
 from app.cli.exits import Exit
+
+#: PostgreSQL and Redis take a password in the query too.
+_QUERY_SECRET = re.compile(r"([?&][^=&]*(?:password|secret)[^=&]*=)[^&]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +59,11 @@ def mask(secret: str) -> str:
         return "********"
     if not parts.scheme or not (parts.netloc or parts.path) or "://" not in secret:
         return "********" if secret else ""
-    if password is None:
-        return secret
-    user, host = parts.netloc.rsplit("@", 1)
-    return urlunsplit(parts._replace(netloc=f"{user.split(':', 1)[0]}:***@{host}"))
+    shown = secret
+    if password is not None:
+        user, host = parts.netloc.rsplit("@", 1)
+        shown = urlunsplit(parts._replace(netloc=f"{user.split(':', 1)[0]}:***@{host}"))
+    return _QUERY_SECRET.sub(r"\1***", shown)
 
 
 def markdown_table() -> str:

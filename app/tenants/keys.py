@@ -232,12 +232,17 @@ def _check_scopes(scopes: Iterable[Scope | str]) -> list[str]:
     return sorted(wanted)
 
 
-def _hash_secret(secret: str, pepper: str) -> str:
+def check_pepper(pepper: str) -> None:
+    """Raise SettingsError where the pepper is too short to protect a stolen table of hashes."""
     if len(pepper) < _PEPPER_MIN_CHARACTERS:
         raise SettingsError(
             f"DARKROOM_KEY_PEPPER must have {_PEPPER_MIN_CHARACTERS} characters or more; "
             "keys made under one pepper are void under another"
         )
+
+
+def _hash_secret(secret: str, pepper: str) -> str:
+    check_pepper(pepper)
     # A plain keyed hash is enough: the secret has 256 random bits, there is nothing to guess.
     return hmac.new(pepper.encode(), secret.encode(), hashlib.sha256).hexdigest()
 

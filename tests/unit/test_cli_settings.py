@@ -38,9 +38,18 @@ def test_no_way_of_showing_settings_tells_a_secret(monkeypatch):
 def test_mask_leaves_of_a_url_all_but_its_password():
     assert mask(f"redis://:{SECRET}@host:6379/0") == "redis://:***@host:6379/0"
     assert mask("redis+socket:///run/valkey.sock") == "redis+socket:///run/valkey.sock"
+    assert mask(f"postgresql://db/x?password={SECRET}&a=b") == "postgresql://db/x?password=***&a=b"
     assert mask("") == ""
     assert mask(SECRET) == "********"
     assert mask("user:with/odd@chars") == "********"
+
+
+def test_heartbeat_that_no_lease_outlives_is_refused(monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", "postgresql://x")
+    monkeypatch.setenv("DARKROOM_LEASE_SECONDS", "5")
+    shown = CliRunner().invoke(app, ["settings"])
+    assert shown.exit_code == 1
+    assert "DARKROOM_HEARTBEAT_SECONDS (10) must be below" in shown.stderr
 
 
 def test_invalid_setting_is_named_and_fails_the_command(monkeypatch):
