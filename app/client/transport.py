@@ -95,7 +95,9 @@ class Transport:
             headers={"User-Agent": "darkroom-client", "Accept": "application/json"},
         )
         # Presigned links carry their own right; the key never goes to another host.
-        self._links = httpx2.Client(timeout=self._timeout, transport=links_http)
+        # Links of a service on this machine may lead to it too, past any proxy.
+        direct = dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]"))
+        self._links = httpx2.Client(timeout=self._timeout, transport=links_http, mounts=direct)
         # Set once the service has answered: only then is a refused connection a restart.
         self._met = False
 

@@ -14,19 +14,16 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from app.errors import ObjectMissingError, StorageError
+from app.storage.client import make_client
 from app.storage.faults import bucket_missing, error_code, faults, where
 from app.storage.streams import ObjectStream, ObjectWriter
 
 if TYPE_CHECKING:
     from app.settings import Settings
 
-#: Enough for the 16 API threads or a worker's fetchers, with room for a prefetch each.
-_POOL_CONNECTIONS = 32
 _DELETE_KEYS = 1000
 _BUCKET_EXISTS = frozenset({"BucketAlreadyExists", "BucketAlreadyOwnedByYou"})
 
@@ -74,28 +71,7 @@ class ObjectStore:
     @classmethod
     def from_settings(cls, settings: Settings) -> ObjectStore:
         """A store with the endpoint and keys of the settings; nothing is contacted yet."""
-        access, secret = settings.aws_access_key_id, settings.aws_secret_access_key
-        # A session of its own: boto3's default session is not safe to build in threads.
-        client = boto3.session.Session().client(
-            "s3",
-            endpoint_url=settings.s3_endpoint_url,
-            region_name=settings.aws_region,
-            aws_access_key_id=access.get_secret_value() if access else None,
-            aws_secret_access_key=secret.get_secret_value() if secret else None,
-            config=Config(
-                signature_version="s3v4",
-                s3={"addressing_style": "path"},
-                # Stores other than AWS do not know the newer checksum headers.
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                max_pool_connections=_POOL_CONNECTIONS,
-                connect_timeout=5,
-                read_timeout=30,
-                retries={"mode": "standard", "total_max_attempts": 4},
-                tcp_keepalive=True,
-            ),
-        )
-        return cls(client, part_bytes=settings.upload_part_bytes)
+        return cls(make_client(settings), part_bytes=settings.upload_part_bytes)
 
     # Reading
 
@@ -244,7 +220,7 @@ class ObjectStore:
         return str(answer["UploadId"])
 
     def put_part(
-        self, bucket: str, key: str, multipart_id: str, number: int, body: bytes
+        self, bucket: str, key: str, multipart_id: str, number: int, body: bytes | bytearray
     ) -> PartInfo:
         """Send part ``number`` (from 1); parts but the last have 5 MiB or more."""
         with faults(bucket, key):

@@ -150,13 +150,10 @@ class ObjectWriter(io.RawIOBase):
             self._multipart_id = self._store.begin_multipart(
                 self._bucket, self._key, self._content_type
             )
+        # The buffer itself and no copy of it: a part is most of the memory of an upload.
+        body, self._buffer = self._buffer, bytearray()
         self._parts.append(
             self._store.put_part(
-                self._bucket,
-                self._key,
-                self._multipart_id,
-                len(self._parts) + 1,
-                bytes(self._buffer),
+                self._bucket, self._key, self._multipart_id, len(self._parts) + 1, body
             )
         )
-        self._buffer.clear()

@@ -52,6 +52,18 @@ def test_what_is_put_is_read_whole_and_in_parts(store: ObjectStore) -> None:
         )
 
 
+def test_proxy_of_the_environment_is_not_asked_for_a_store_on_this_machine(
+    s3: LocalS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    store = store_of(s3)
+    store.put(BUCKET, "read/direct", b"x")
+    assert store.read(BUCKET, "read/direct") == b"x"
+
+
 def test_an_empty_object_is_read_as_such(store: ObjectStore) -> None:
     store.put(BUCKET, "read/empty", b"")
     assert store.read(BUCKET, "read/empty") == b""

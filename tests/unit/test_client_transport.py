@@ -1,3 +1,6 @@
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
 import httpx2
 import pytest
 
@@ -137,3 +140,27 @@ def test_what_a_user_typed_stays_one_part_of_the_road(service):
     assert caught.value.status == 404
     (request,) = service.requests
     assert request.url.raw_path == b"/v1/jobs/..%2Fkeys%3Fx%3D1%0A"
+
+
+def test_links_to_this_machine_go_past_a_proxy_of_the_environment(service, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    sent = []
+
+    class Store(BaseHTTPRequestHandler):
+        def do_PUT(self):
+            sent.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.send_header("ETag", '"e"')
+            self.end_headers()
+
+        def log_message(self, *_words):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Store) as server, Darkroom(URL, KEY) as darkroom:
+        worker = threading.Thread(target=server.handle_request, daemon=True)
+        worker.start()
+        etag = darkroom.transport.put_link(f"http://127.0.0.1:{server.server_port}/part", b"abc")
+        worker.join()
+    assert (etag, sent) == ("e", [b"abc"])
