@@ -13,6 +13,7 @@ from app.db.session import Database
 from app.queues.names import QUEUE_OF_TASK
 from app.queues.publish import Bell, ring
 
+_ROUND = text("SELECT pg_try_advisory_xact_lock(hashtextextended('darkroom.relay', 0))")
 # A worker whose heartbeat is older than three beats takes no bells.
 _SLOTS = text(
     """
@@ -120,6 +121,10 @@ def relay_once(
         UnavailableError: the database or Redis does not answer.
     """
     with db.system() as session:
+        # One round at a time: of two that counted the same idle slots, each would fill them.
+        # No leader, either: the lock ends with the transaction, whoever holds it.
+        if not session.scalar(_ROUND):
+            return 0
         bells = [
             Bell(row.id, row.tenant_id, row.task, row.queue)
             for queue, load in _loads(session, ring_again_seconds, alive_seconds).items()

@@ -45,6 +45,10 @@ def make_celery(settings: Settings) -> Celery:
             "socket_connect_timeout": 5,
             "health_check_interval": 10,
             "retry_on_timeout": True,
+            # Publishing waits for no dead Redis: the dispatcher comes again anyway, and has
+            # other work. Workers reconnect by broker_connection_max_retries instead.
+            "max_retries": 1,
+            "interval_start": 0.2,
         },
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,

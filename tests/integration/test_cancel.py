@@ -250,7 +250,8 @@ def test_cancel_tells_the_new_state_to_a_caller_who_read_the_job_before(
 ) -> None:
     job_id, _ = make_job(quiet, owner, 1)
     with quiet.tenant(owner) as session:
-        assert get_job(session, owner, job_id).state == JobState.QUEUED
+        before = get_job(session, owner, job_id)
+        assert before.state == JobState.QUEUED
         assert cancel_job(session, owner, job_id).state == JobState.CANCELLING
 
 

@@ -138,7 +138,8 @@ def test_bell_that_comes_while_the_worker_stops_leaves_the_chunk_for_another(
     _, (chunk,) = make_job(quiet, owner, 3)
     process.stopping.set()
     ring(process, owner, chunk, never)
-    assert look_at_chunk(quiet, chunk).state == ChunkState.PENDING
+    row = look_at_chunk(quiet, chunk)
+    assert (row.state, row.attempt) == (ChunkState.PENDING, 0)
 
 
 def test_fault_that_may_pass_waits_longer_each_time_and_at_last_fails_the_job_by_its_name(
