@@ -1,4 +1,4 @@
-"""A second database for tests of what looks at every tenant's rows: dispatcher and sweeper."""
+"""What tests of delivery share: a second database, and settings and keys for plans."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from sqlalchemy import text
 from app.db.migrate import upgrade
 from app.db.roles import API_ROLE, SYSTEM_ROLE, ensure_roles
 from app.db.session import Database
+from app.settings import Settings
 from app.stack.postgres import LocalPostgres
+from app.storage.s3 import ObjectStore
+from tests.plans import BUCKET
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +40,16 @@ def quiet(second_database: Database) -> Database:
     with second_database.system() as session:
         session.execute(text("TRUNCATE jobs, items, workers CASCADE"))
     return second_database
+
+
+@pytest.fixture
+def small(settings: Settings) -> Settings:
+    """Settings that cut chunks of three items."""
+    return settings.model_copy(update={"chunk_items": 3})
+
+
+@pytest.fixture
+def folder(objects: ObjectStore, tenant_id: str) -> str:
+    """A prefix of this test alone in a client's bucket."""
+    objects.ensure_bucket(BUCKET)
+    return f"{tenant_id}/"

@@ -3,95 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import select
 
 from app.datasets.freeze import freeze_dataset
 from app.db.session import Database
-from app.errors import StorageError
 from app.jobs import plan
-from app.jobs.inputs import Entry, read_input
-from app.jobs.items import JobItem, unpack_items
-from app.jobs.states import ChunkTask, JobState
-from app.jobs.submit import submit_predict
-from app.jobs.tables import Chunk, Job
+from app.jobs.items import JobItem
+from app.jobs.states import JobState
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
-from tests.factories import add_upload, add_version, entry
-from tests.jobs import (
-    assert_closed,
-    chunk_ids,
-    claim,
-    let_lease_end,
-    look_at_chunk,
-    look_at_job,
-)
-
-BUCKET = "plans"
-
-
-@pytest.fixture
-def small(settings: Settings) -> Settings:
-    """Settings that cut chunks of three items."""
-    return settings.model_copy(update={"chunk_items": 3})
-
-
-@pytest.fixture
-def folder(objects: ObjectStore, tenant_id: str) -> str:
-    """A prefix of this test alone in a client's bucket."""
-    objects.ensure_bucket(BUCKET)
-    return f"{tenant_id}/"
-
-
-def submit(db: Database, tenant_id: str, source: dict[str, Any]) -> str:
-    with db.tenant(tenant_id) as session:
-        version = add_version(session, tenant_id)
-        return submit_predict(
-            session,
-            tenant_id,
-            source=source,
-            model=version.id,
-            options={},
-            own_bucket="darkroom",
-        ).id
-
-
-def run_plan(
-    db: Database, store: ObjectStore, settings: Settings, tenant_id: str, job_id: str
-) -> Job:
-    (chunk_id,) = chunk_ids(db, job_id)
-    lease = claim(db, tenant_id, chunk_id, task=ChunkTask.PLAN)
-    assert plan.plan_job(db, store, settings, lease, should_stop=lambda: False)
-    return look_at_job(db, tenant_id, job_id)
-
-
-def planned(db: Database, job_id: str) -> list[tuple[int, int, list[JobItem]]]:
-    """The job's chunks as (lo, hi, items); they follow each other without a hole."""
-    with db.system() as session:
-        rows = session.execute(
-            select(Chunk.lo, Chunk.hi, Chunk.items)
-            .where(Chunk.job_id == job_id, Chunk.task == ChunkTask.PREDICT)
-            .order_by(Chunk.lo)
-        ).all()
-    chunks = [(row.lo, row.hi, unpack_items(row.items)) for row in rows]
-    end = 0
-    for lo, hi, items in chunks:
-        assert lo == end
-        assert hi - lo == len(items)
-        end = hi
-    return chunks
-
-
-def all_items(db: Database, job_id: str) -> list[JobItem]:
-    return [item for _, _, items in planned(db, job_id) for item in items]
-
-
-def put(store: ObjectStore, key: str, body: str | bytes) -> str:
-    store.put(BUCKET, key, body.encode() if isinstance(body, str) else body)
-    return f"s3://{BUCKET}/{key}"
+from tests.factories import add_upload, entry
+from tests.jobs import assert_closed
+from tests.plans import BUCKET, all_items, planned, put, run_plan, submit
 
 
 def test_prefix_is_cut_into_chunks_of_the_keys_that_globs_let_through(
@@ -327,122 +252,3 @@ def test_metadata_that_only_looks_like_a_nul_is_kept(
     job_id = submit(database, tenant_id, {"manifest": location})
     run_plan(database, objects, small, tenant_id, job_id)
     assert all_items(database, job_id)[0].metadata == metadata
-
-
-@pytest.mark.parametrize("kind", ["prefix", "manifest", "items", "upload", "dataset"])
-def test_plan_that_dies_midway_goes_on_to_the_very_same_chunks(
-    database: Database,
-    objects: ObjectStore,
-    small: Settings,
-    tenant_id: str,
-    folder: str,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: str,
-) -> None:
-    source = make_source(kind, database, objects, tenant_id, folder)
-    whole = submit(database, tenant_id, source)
-    run_plan(database, objects, small, tenant_id, whole)
-    monkeypatch.setattr(plan, "_PART_ITEMS", 4)
-    again = submit(database, tenant_id, source)
-    (plan_id,) = chunk_ids(database, again)
-    for dies_after in (6, 5, 100):
-        lease = claim(database, tenant_id, plan_id, task=ChunkTask.PLAN)
-        monkeypatch.setattr(plan, "read_input", dying_reader(dies_after))
-        try:
-            plan.plan_job(database, objects, small, lease, should_stop=lambda: False)
-        except StorageError:
-            let_lease_end(database, plan_id)
-    job = look_at_job(database, tenant_id, again)
-    assert (job.state, job.total) == (JobState.QUEUED, 13), job.error
-    assert all_items(database, again) == all_items(database, whole)
-    # Parts end where they are committed, so a chunk more may begin there, but none differs
-    # from those of a plan that never died.
-    undisturbed = submit(database, tenant_id, source)
-    monkeypatch.setattr(plan, "read_input", read_input)
-    run_plan(database, objects, small, tenant_id, undisturbed)
-    assert planned(database, again) == planned(database, undisturbed)
-
-
-def dying_reader(count: int) -> Any:
-    def read(*args: Any) -> Iterator[Entry]:
-        for number, found in enumerate(read_input(*args)):
-            if number == count:
-                raise StorageError("the store is gone")
-            yield found
-
-    return read
-
-
-def make_source(
-    kind: str, db: Database, store: ObjectStore, tenant_id: str, folder: str
-) -> dict[str, Any]:
-    """Thirteen items of a kind; in upload and dataset two shards, and names that repeat."""
-    if kind == "prefix":
-        for number in range(13):
-            put(store, f"{folder}{number:02d}.png", b"")
-        return {"prefix": f"s3://{BUCKET}/{folder}"}
-    if kind == "manifest":
-        lines = [json.dumps({"key": f"{number}.png"}) for number in range(13)]
-        return {"manifest": put(store, f"{folder}list.jsonl", "\n".join(lines))}
-    if kind == "items":
-        return {"items": [{"key": f"s3://{BUCKET}/{number}.png"} for number in range(13)]}
-    names = [f"{number % 5}.png" for number in range(13)]
-    entries = [
-        entry(number, "cat", "test")._replace(name=name) for number, name in enumerate(names)
-    ]
-    with db.tenant(tenant_id) as session:
-        upload = add_upload(session, tenant_id, entries[:5], entries[5:])
-        if kind == "upload":
-            return {"upload": upload.id}
-        version = freeze_dataset(session, tenant_id, name="pets", upload_id=upload.id)
-        return {"dataset": version.id}
-
-
-def test_repeat_of_a_line_committed_before_the_plan_died_is_found(
-    database: Database,
-    objects: ObjectStore,
-    small: Settings,
-    tenant_id: str,
-    folder: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    lines = [json.dumps({"key": f"{number}.png"}) for number in range(9)] + ['{"key": "1.png"}']
-    location = put(objects, f"{folder}list.jsonl", "\n".join(lines))
-    monkeypatch.setattr(plan, "_PART_ITEMS", 4)
-    job_id = submit(database, tenant_id, {"manifest": location})
-    (plan_id,) = chunk_ids(database, job_id)
-    lease = claim(database, tenant_id, plan_id, task=ChunkTask.PLAN)
-    monkeypatch.setattr(plan, "read_input", dying_reader(6))
-    with pytest.raises(StorageError):
-        plan.plan_job(database, objects, small, lease, should_stop=lambda: False)
-    let_lease_end(database, plan_id)
-    monkeypatch.setattr(plan, "read_input", read_input)
-    lease = claim(database, tenant_id, plan_id, task=ChunkTask.PLAN)
-    assert (lease.cursor or {})["planned"] == 4
-    plan.plan_job(database, objects, small, lease, should_stop=lambda: False)
-    job = assert_closed(database, tenant_id, job_id, JobState.FAILED)
-    assert job.error is not None
-    assert [fault["line"] for fault in job.error["errors"]] == [10]
-    # What the first attempt had committed was found, and never ran.
-    assert (job.total, job.cancelled) == (8, 8)
-
-
-def test_plan_stops_when_told_and_keeps_what_it_committed(
-    database: Database,
-    objects: ObjectStore,
-    small: Settings,
-    tenant_id: str,
-    folder: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    source = make_source("manifest", database, objects, tenant_id, folder)
-    monkeypatch.setattr(plan, "_PART_ITEMS", 4)
-    monkeypatch.setattr(plan, "_LOOK_ENTRIES", 1)
-    job_id = submit(database, tenant_id, source)
-    (plan_id,) = chunk_ids(database, job_id)
-    lease = claim(database, tenant_id, plan_id, task=ChunkTask.PLAN)
-    looks = iter([False] * 6 + [True])
-    assert not plan.plan_job(database, objects, small, lease, should_stop=lambda: next(looks))
-    job = look_at_job(database, tenant_id, job_id)
-    assert (job.state, job.total, job.sealed_at) == (JobState.VALIDATING, 4, None)
-    assert (look_at_chunk(database, plan_id).cursor or {})["planned"] == 4
