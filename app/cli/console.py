@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from app.cli.words import STATE_STYLE
+from app.cli.words import STATE_STYLE, harmless
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,6 +77,7 @@ def print_table(
     if not rows:
         note(empty)
         return
+    rows = [[_cell(cell) for cell in row] for row in rows]
     console = stdout()
     if not console.is_terminal:
         _print_aligned(columns, rows, right)
@@ -84,7 +85,6 @@ def print_table(
     from rich.box import SIMPLE_HEAD
     from rich.cells import cell_len
     from rich.table import Table
-    from rich.text import Text
 
     widths = {
         name: max(cell_len(name), *(cell_len(str(row[place])) for row in rows))
@@ -114,9 +114,17 @@ def print_table(
         )
     places = [columns.index(name) for name in shown]
     for row in rows:
-        cells = (row[place] for place in places)
-        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in cells))
+        table.add_row(*(row[place] for place in places))
     console.print(table)
+
+
+def _cell(value: Any) -> Text:
+    from rich.text import Text
+
+    text = value.copy() if isinstance(value, Text) else Text(str(value))
+    # As long as before, so that styles stay where they were.
+    text.plain = harmless(text.plain)
+    return text
 
 
 def _print_aligned(
@@ -141,23 +149,23 @@ def print_fields(pairs: Iterable[tuple[str, Any]]) -> None:
 
     for name, value in shown:
         line = Text(f"{name:<{width}}  ", style="bold")
-        line.append(value if isinstance(value, Text) else Text(str(value), style="not bold"))
+        line.append(_cell(value if isinstance(value, Text) else Text(str(value), style="not bold")))
         console.print(line, soft_wrap=True)
 
 
 def say(message: str, *, style: str = "") -> None:
     """A line of the answer on stdout."""
-    stdout().print(message, style=style or None, markup=False, soft_wrap=True)
+    stdout().print(harmless(message, lines=True), style=style or None, markup=False, soft_wrap=True)
 
 
 def note(message: str, *, style: str = "dim") -> None:
     """A line for people on stderr."""
-    stderr().print(message, style=style, markup=False, soft_wrap=True)
+    stderr().print(harmless(message, lines=True), style=style, markup=False, soft_wrap=True)
 
 
 def warn(message: str) -> None:
     """A line on stderr that wants to be seen."""
-    stderr().print(message, style="yellow", markup=False, soft_wrap=True)
+    stderr().print(harmless(message, lines=True), style="yellow", markup=False, soft_wrap=True)
 
 
 def print_error(
@@ -174,7 +182,7 @@ def print_error(
     console = stderr()
     line = Text()
     line.append("error: ", style="bold red")
-    line.append(detail)
+    line.append(harmless(detail, lines=True))
     line.append(f" [{code}]", style="dim")
     console.print(line, soft_wrap=True)
     print_faults(console.print, errors, total)
@@ -190,7 +198,8 @@ def print_faults(
     for error in errors[:_MOST_ERRORS]:
         where = ", ".join(f"{name} {error[name]}" for name in _WHERE if error.get(name) is not None)
         detail = error.get("detail", "")
-        print_line(f"  {where}: {detail}" if where else f"  {detail}", markup=False, soft_wrap=True)
+        text = harmless(f"  {where}: {detail}" if where else f"  {detail}")
+        print_line(text, markup=False, soft_wrap=True)
     left = (total or len(errors)) - min(len(errors), _MOST_ERRORS)
     if left > 0:
         print_line(f"  … and {left:,} more", style="dim")

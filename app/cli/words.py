@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -27,7 +28,19 @@ STATE_STYLE: dict[str, str] = {
     "fail": "bold red",
 }
 
+#: Controls of the terminal, C0 and C1; in a message a line break and a tab are no danger.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
+_CONTROLS_BUT_SPACE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+
+
+def harmless(text: str, *, lines: bool = False) -> str:
+    """The text with each control character shown as ``\ufffd``; ``lines`` keeps breaks and tabs.
+
+    Names, classes and errors were written by others: a terminal must not obey them.
+    """
+    return (_CONTROLS_BUT_SPACE if lines else _CONTROLS).sub("\ufffd", text)
 
 
 def bytes_text(count: float | None) -> str:

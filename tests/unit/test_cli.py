@@ -324,3 +324,26 @@ def test_starting_the_command_line_loads_neither_the_client_nor_the_database():
         [sys.executable, "-c", probe], capture_output=True, text=True, check=True
     )
     assert loaded.stdout.strip() == "[]"
+
+
+def test_control_characters_of_others_never_reach_the_terminal(service, run):
+    evil = "a\x1b[2J\x9b31mb"
+    row = {
+        "ordinal": 0,
+        "custom_id": evil,
+        "source": "s",
+        "state": "succeeded",
+        "prediction": [{"class": evil, "score": 0.5}],
+        "error": None,
+        "label": evil,
+        "metadata": None,
+    }
+    service.on("GET /v1/jobs/job_1/results", page([row]))
+    service.on("GET /v1/jobs/job_1", answer(job(metadata={"note": evil})))
+    service.on("GET /v1/jobs/job_1/artifacts", page([]))
+    service.on("GET /v1/jobs", problem(422, "invalid_input", evil, errors=[{"detail": evil}]))
+    for words in (("results", "job_1"), ("job", "job_1"), ("jobs",)):
+        done = run(*words)
+        assert "a\ufffd[2J\ufffd31mb" in done.output, done.output
+        assert "\x1b" not in done.output
+        assert "\x9b" not in done.output
