@@ -21,7 +21,7 @@ from app.api.schemas.uploads import (
 )
 from app.api.uploads import store_upload
 from app.api.views import show_upload
-from app.errors import ConflictError, DarkroomError, TooLargeError
+from app.errors import ConflictError, DarkroomError, InvalidInputError, TooLargeError
 from app.ids import UPLOAD, new_id
 from app.storage.keys import upload_archive
 from app.storage.s3 import PartInfo
@@ -63,24 +63,30 @@ def begin_multipart(body: BeginMultipart) -> Response:
     upload_id = new_id(UPLOAD)
     key = upload_archive(tenant_id, upload_id)
     multipart_id = here.store.begin_multipart(bucket, key)
-    with here.db.tenant(tenant_id) as session:
-        kept = claim.recall(session) if claim else None
-        if kept is not None:
-            upload = get_upload(session, tenant_id, kept.body["upload"]["id"])
-        else:
-            upload = begin_upload(
-                session,
-                tenant_id,
-                kind=UploadKind(body.kind),
-                filename=body.filename,
-                upload_id=upload_id,
-                size_bytes=body.size_bytes,
-                multipart_id=multipart_id,
-            )
-            if claim:
-                claim.keep(session, Reply(201, {"upload": {"id": upload.id}}))
+    kept = None
+    try:
+        with here.db.tenant(tenant_id) as session:
+            kept = claim.recall(session) if claim else None
+            if kept is not None:
+                upload = get_upload(session, tenant_id, kept.body["upload"]["id"])
+            else:
+                upload = begin_upload(
+                    session,
+                    tenant_id,
+                    kind=UploadKind(body.kind),
+                    filename=body.filename,
+                    upload_id=upload_id,
+                    size_bytes=body.size_bytes,
+                    multipart_id=multipart_id,
+                )
+                if claim:
+                    claim.keep(session, Reply(201, {"upload": {"id": upload.id}}))
+    except (ConflictError, InvalidInputError):
+        # A twin holds the key: nothing of ours will ever name these parts.
+        _forget_parts(key, multipart_id)
+        raise
     if kept is not None:
-        here.store.abort_multipart(bucket, key, multipart_id)
+        _forget_parts(key, multipart_id)
     return _begun(upload, replayed=kept is not None)
 
 
@@ -124,6 +130,12 @@ def complete_multipart(path: UploadPath, body: CompleteMultipart) -> Response:
 def _store(session: Session, upload: Upload) -> Reply:
     # The bytes went past us, so their digest is not known here; the jobs that read them check.
     return store_upload(session, upload.id, size_bytes=upload.size_bytes or 0, sha256=None)
+
+
+def _forget_parts(key: str, multipart_id: str) -> None:
+    here = parts()
+    with suppress(DarkroomError):
+        here.store.abort_multipart(here.settings.bucket, key, multipart_id)
 
 
 def _drop_if_aborted(upload: Upload) -> None:

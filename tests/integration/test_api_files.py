@@ -222,6 +222,25 @@ def test_completing_again_after_the_store_had_joined_the_parts_goes_on(
     assert api("POST", path, json=body).status_code == 202
 
 
+def test_parts_begun_beside_a_twin_under_the_same_key_are_dropped(
+    app, api, objects, settings, tenant_id, monkeypatch
+):
+    sent = {"Idempotency-Key": "twins"}
+    store = app.extensions["darkroom"].store
+    begin_in_store = store.begin_multipart
+
+    def after_a_faster_twin(*words):
+        monkeypatch.setattr(store, "begin_multipart", begin_in_store)
+        begin(api, 2000, **sent)
+        return begin_in_store(*words)
+
+    monkeypatch.setattr(store, "begin_multipart", after_a_faster_twin)
+    body = {"filename": "big.zip", "size_bytes": 1000}
+    answer = api("POST", "/v1/uploads/multipart", json=body, headers=sent)
+    assert (answer.status_code, answer.json["code"]) == (422, "idempotency_key_reused")
+    assert len(list(objects.list_open_multiparts(settings.bucket, f"tenants/{tenant_id}/"))) == 1
+
+
 def test_abandoned_parts_are_dropped(api, objects, settings, tenant_id):
     begun = begin(api, 1000).json
     put(begun["parts"][0]["url"], b"x" * 1000)
