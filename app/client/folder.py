@@ -47,11 +47,6 @@ class FolderTar:
             raise ApiError(f"there is no file to send in {folder}", code=LOCAL_FILE)
 
     @property
-    def file_count(self) -> int:
-        """Files in the stream."""
-        return len(self._members)
-
-    @property
     def size_bytes(self) -> int:
         """Length of the stream: headers, contents, padding and the two closing blocks."""
         body = sum(len(each.header) + each.size + each.padding for each in self._members)

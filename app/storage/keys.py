@@ -51,16 +51,6 @@ def artifact(tenant_id: str, job_id: str, name: str) -> str:
     return f"{job_prefix(tenant_id, job_id)}artifacts/{_segment(name)}"
 
 
-def checkpoint(tenant_id: str, job_id: str, name: str) -> str:
-    """A checkpoint that a fine-tuning job resumes from."""
-    return f"{job_prefix(tenant_id, job_id)}checkpoints/{_segment(name)}"
-
-
-def incoming_weights(tenant_id: str, job_id: str) -> str:
-    """Weights as the client sent them, before an import job has checked them."""
-    return f"{job_prefix(tenant_id, job_id)}incoming.safetensors"
-
-
 @dataclass(frozen=True, slots=True)
 class Location:
     """A bucket and a key or prefix in it, written ``s3://bucket/key``."""

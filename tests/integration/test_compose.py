@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from app.cli.settings import setting_rows
 from app.clock import monotonic_seconds
 from app.db.session import Database
 from app.jobs.tables import WorkerRow
@@ -269,3 +270,9 @@ def test_no_secret_stands_in_the_file() -> None:
         for key, value in service.get("environment", {}).items():
             if any(word in key for word in ("PASSWORD", "SECRET", "PEPPER")):
                 assert VARIABLE.fullmatch(value), f"{name}: {key}"
+
+
+def test_every_variable_that_our_services_get_is_a_setting() -> None:
+    known = {row.name for row in setting_rows({})}
+    for name, service in OURS.items():
+        assert set(service["environment"]) <= known, name

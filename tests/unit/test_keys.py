@@ -12,8 +12,6 @@ def test_every_key_begins_with_its_tenant() -> None:
         keys.shard("ten_1", "upl_1", 7),
         keys.weights("ten_1", "mdv_1"),
         keys.artifact("ten_1", "job_1", "results.jsonl"),
-        keys.checkpoint("ten_1", "job_1", "last"),
-        keys.incoming_weights("ten_1", "job_1"),
     ]
     assert all(key.startswith(keys.tenant_prefix("ten_1")) for key in made)
     assert len(set(made)) == len(made)
