@@ -16,6 +16,7 @@ from types import FrameType
 from app.clock import monotonic_seconds
 from app.db.session import Database
 from app.errors import SettingsError
+from app.settings import load_settings
 from app.stack.children import child_specs
 from app.stack.locks import FolderLock
 from app.stack.part import Part, prepare_data_dir
@@ -33,6 +34,7 @@ from app.stack.s3 import LocalS3
 from app.stack.secrets import load_secrets
 from app.stack.supervisor import Supervisor
 from app.stack.valkey import LocalValkey
+from app.storage.s3 import ObjectStore
 
 DEFAULT_DATA_DIR = Path("darkroom-data")
 FREE_BYTES_AT_LEAST = 500 * 1024 * 1024
@@ -189,7 +191,9 @@ def _start_parts(data_dir: Path, environ: Mapping[str, str], cleanup: ExitStack)
         valkey = LocalValkey(data_dir)
         start(valkey)
         stack.environment["REDIS_URL"] = valkey.url
-    if not environ.get("S3_ENDPOINT_URL"):
+    if environ.get("S3_ENDPOINT_URL"):
+        _ensure_bucket(stack, environ)
+    else:
         s3 = LocalS3(data_dir, buckets=(environ.get("DARKROOM_BUCKET") or "darkroom",))
         start(s3)
         stack.environment |= {
@@ -200,6 +204,16 @@ def _start_parts(data_dir: Path, environ: Mapping[str, str], cleanup: ExitStack)
             "AWS_SESSION_TOKEN": "",
         }
     return stack
+
+
+def _ensure_bucket(stack: _Stack, environ: Mapping[str, str]) -> None:
+    """Make the bucket in a store that is not ours; our own makes it as it starts."""
+    names = ("S3_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
+    given: dict[str, str] = {name: environ[name] for name in names if environ.get(name)}
+    if environ.get("DARKROOM_BUCKET"):
+        given["bucket"] = environ["DARKROOM_BUCKET"]
+    settings = load_settings(DATABASE_URL=stack.url, **given)
+    ObjectStore.from_settings(settings).ensure_bucket(settings.bucket)
 
 
 def _check_disk(data_dir: Path) -> None:

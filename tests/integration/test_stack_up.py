@@ -191,6 +191,9 @@ def test_urls_replace_the_parts(
         "ADMIN_DATABASE_URL": postgres.admin_url,
         "REDIS_URL": valkey.url,
         "S3_ENDPOINT_URL": s3.endpoint_url,
+        "AWS_ACCESS_KEY_ID": s3.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": s3.secret_access_key,
+        "DARKROOM_BUCKET": "replaced",
     }
     try:
         run_up(
@@ -198,6 +201,8 @@ def test_urls_replace_the_parts(
         )
         assert not any((data_dir / part).exists() for part in ("postgres", "valkey", "s3"))
         assert json.loads(small_api.read_text())["role"] == "darkroom_api"
+        # A store that is not ours has no bucket of ours before.
+        assert (s3.objects_dir / "replaced").is_dir()
     finally:
         with psycopg.connect(postgres.admin_url, autocommit=True) as connection:
             connection.execute("DROP DATABASE IF EXISTS replaced WITH (FORCE)")
