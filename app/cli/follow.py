@@ -16,7 +16,7 @@ from app.cli.console import (
 )
 from app.cli.exits import EXIT_OF_STATE, Exit
 from app.cli.progress import Bar, images_facts
-from app.cli.words import STATE_STYLE, count_text, duration_text, rate_text
+from app.cli.words import STATE_STYLE, count_text, duration_text, harmless, rate_text
 
 if TYPE_CHECKING:
     from app.client import Darkroom
@@ -171,7 +171,7 @@ def finish(darkroom: Darkroom, job: Job, *, as_json: bool = False) -> Exit:
 
 def _say_error(error: Any) -> None:
     stderr().print(
-        f"  {error.get('detail', '')} [{error.get('code', '')}]",
+        harmless(f"  {error.get('detail', '')} [{error.get('code', '')}]", lines=True),
         style="red",
         markup=False,
         soft_wrap=True,

@@ -29,7 +29,8 @@ def create(
         ),
     ],
     days: Annotated[
-        int | None, typer.Option(min=1, help="Life in days; without it the key does not expire.")
+        int | None,
+        typer.Option(min=1, max=36_500, help="Life in days; without it the key does not expire."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
