@@ -1,0 +1,133 @@
+"""The application under gunicorn, as it is run: memory, waiting, stopping."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.api_client import Api, import_body, make_app, make_key
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def app(settings, objects):
+    return make_app(settings, objects)
+
+
+@pytest.fixture
+def server(settings, objects):
+    """The application under gunicorn, as it is run; yields its port and the worker's pid."""
+    objects.ensure_bucket(settings.bucket)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ,
+        "DATABASE_URL": settings.database_url.get_secret_value(),
+        "S3_ENDPOINT_URL": settings.s3_endpoint_url,
+        "AWS_ACCESS_KEY_ID": settings.aws_access_key_id.get_secret_value(),
+        "AWS_SECRET_ACCESS_KEY": settings.aws_secret_access_key.get_secret_value(),
+        "DARKROOM_KEY_PEPPER": settings.key_pepper.get_secret_value(),
+        "DARKROOM_BUCKET": settings.bucket,
+    }
+    command = [
+        *(sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", "4"),
+        *("--bind", f"127.0.0.1:{port}", "--no-control-socket", "app.api.app:create_app()"),
+    ]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if booted := re.search(r"Booting worker with pid: (\d+)", line):
+                break
+        else:
+            pytest.fail("gunicorn did not start")
+        try:
+            yield port, int(booted[1])
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+
+
+def peak_kib(pid):
+    with open(f"/proc/{pid}/status") as status:
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read())
+    assert peak is not None
+    return int(peak[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_upload_of_100_mb_leaves_the_memory_of_the_server_as_it_was(
+    server, database, settings, tenant_id
+):
+    port, pid = server
+    key = make_key(database, settings, tenant_id)
+    size, piece = 100 * MIB, os.urandom(MIB)
+
+    def send(size):
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.sendall(
+                b"POST /v1/uploads HTTP/1.1\r\nHost: darkroom\r\nConnection: close\r\n"
+                + f"Content-Length: {size}\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
+            )
+            for _ in range(size // MIB):
+                connection.sendall(piece)
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert b" 202 " in head.split(b"\r\n")[0], answer
+        return json.loads(body)
+
+    # The first one loads what uploads need; the worker may still be starting.
+    send(20 * MIB)
+    before, began = peak_kib(pid), time.monotonic()
+    upload = send(size)["upload"]
+    seconds = time.monotonic() - began
+    after = peak_kib(pid)
+    print(  # noqa: T201  a figure to compare
+        f"upload bytes={size} seconds={seconds:.2f} peak_kib_before={before} peak_kib_after={after}"
+    )
+    assert upload["size_bytes"] == size
+    assert after - before < 40 * 1024
+    assert after < 300 * 1024
+
+
+def test_server_that_stops_answers_those_who_wait(server, app, database, settings, tenant_id):
+    port, pid = server
+    api = Api(app, make_key(database, settings, tenant_id))
+    job = api("POST", "/v1/jobs", json=import_body()).json["id"]
+    waiter = make_key(database, settings, tenant_id, name="waiter")
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(
+            f"GET /v1/jobs/{job}?wait=30 HTTP/1.1\r\nHost: darkroom\r\n"
+            f"Authorization: Bearer {waiter}\r\n\r\n".encode()
+        )
+        # Its key was used: the request has arrived, and now it waits.
+        while api("GET", "/v1/keys").json["data"][0]["last_used_at"] is None:
+            continue
+        began = time.monotonic()
+        os.kill(pid, signal.SIGTERM)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert b" 200 " in answer.split(b"\r\n")[0]
+    assert time.monotonic() - began < 10
+
+
+def test_connection_that_breaks_in_the_middle_fails_the_upload(
+    server, app, database, settings, tenant_id
+):
+    port, _ = server
+    api = Api(app, make_key(database, settings, tenant_id))
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(
+            b"POST /v1/uploads HTTP/1.1\r\nHost: darkroom\r\n"
+            + f"Content-Length: {MIB}\r\nAuthorization: Bearer {api.key}\r\n\r\nabc".encode()
+        )
+        connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert b"body_incomplete" in answer
+    assert [each["state"] for each in api("GET", "/v1/uploads").json["data"]] == ["failed"]
