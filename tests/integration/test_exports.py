@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from pyarrow import parquet
 from sqlalchemy import func, insert, update
 
-from app.db.migrate import upgrade
-from app.db.roles import API_ROLE, SYSTEM_ROLE, ensure_roles
 from app.db.session import Database
 from app.errors import NotFoundError, ObjectMissingError
 from app.exports import read
@@ -26,44 +23,10 @@ from app.exports.run import (
 from app.ids import JOB, TENANT, new_id
 from app.jobs.states import ItemState, JobKind, JobState
 from app.jobs.tables import Item, Job
-from app.settings import Settings
-from app.stack.postgres import LocalPostgres
-from app.stack.s3 import LocalS3
 from app.storage.s3 import ObjectStore
-from app.tenants.tables import Tenant
 
 BUCKET = "darkroom"
 FAILURE = {"code": "undecodable", "detail": "no image"}
-
-
-@pytest.fixture(scope="module")
-def export_db(postgres: LocalPostgres) -> Iterator[Database]:
-    ensure_roles(postgres.admin_url, "exports", api_password="api", system_password="sys")
-    system_url = postgres.url(SYSTEM_ROLE, "sys", "exports")
-    upgrade(system_url)
-    db = Database(postgres.url(API_ROLE, "api", "exports"), system_url)
-    yield db
-    db.close()
-
-
-@pytest.fixture(scope="module")
-def store(s3: LocalS3) -> ObjectStore:
-    return ObjectStore.from_settings(
-        Settings(
-            DATABASE_URL="postgresql://unused",
-            S3_ENDPOINT_URL=s3.endpoint_url,
-            AWS_ACCESS_KEY_ID=s3.access_key_id,
-            AWS_SECRET_ACCESS_KEY=s3.secret_access_key,
-        )
-    )
-
-
-@pytest.fixture
-def tenant_id(export_db: Database) -> str:
-    tenant = new_id(TENANT)
-    with export_db.system() as session:
-        session.add(Tenant(id=tenant, name=tenant))
-    return tenant
 
 
 def add_job(
@@ -118,78 +81,80 @@ def record_items(
         )
 
 
-def export(db: Database, store: ObjectStore, tenant: str, job_id: str, **more: Any) -> ExportedFile:
+def export(
+    db: Database, objects: ObjectStore, tenant: str, job_id: str, **more: Any
+) -> ExportedFile:
     options = {"format": "jsonl", "export_job_id": new_id(JOB), "attempt": 1, **more}
-    return write_export(db, store, BUCKET, tenant_id=tenant, job_id=job_id, **options)
+    return write_export(db, objects, BUCKET, tenant_id=tenant, job_id=job_id, **options)
 
 
-def lines_of(store: ObjectStore, exported: ExportedFile) -> list[dict[str, Any]]:
-    content = store.read(BUCKET, exported.object_key)
+def lines_of(objects: ObjectStore, exported: ExportedFile) -> list[dict[str, Any]]:
+    content = objects.read(BUCKET, exported.object_key)
     assert len(content) == exported.size_bytes
     assert hashlib.sha256(content).hexdigest() == exported.sha256
     return [json.loads(line) for line in content.splitlines()]
 
 
 def test_export_lists_every_item_once_in_input_order(
-    export_db: Database, store: ObjectStore, tenant_id: str, monkeypatch: pytest.MonkeyPatch
+    database: Database, objects: ObjectStore, tenant_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(read, "_PAGE_ROWS_MAX", 3)
-    job_id = add_job(export_db, tenant_id, [4, 0, 6, 1, 5, 3, 2], failed={1, 6})
+    job_id = add_job(database, tenant_id, [4, 0, 6, 1, 5, 3, 2], failed={1, 6})
     seen: list[int] = []
-    exported = export(export_db, store, tenant_id, job_id, on_progress=seen.append)
-    assert [line["ordinal"] for line in lines_of(store, exported)] == list(range(7))
+    exported = export(database, objects, tenant_id, job_id, on_progress=seen.append)
+    assert [line["ordinal"] for line in lines_of(objects, exported)] == list(range(7))
     assert seen == [3, 6, 7]
     assert exported.rows == 7
     assert exported.counts == {"failed": 2, "succeeded": 5}
 
 
 def test_export_page_that_is_exactly_full_ends_the_file(
-    export_db: Database, store: ObjectStore, tenant_id: str, monkeypatch: pytest.MonkeyPatch
+    database: Database, objects: ObjectStore, tenant_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(read, "_PAGE_ROWS_MAX", 3)
-    job_id = add_job(export_db, tenant_id, list(range(6)), failed=set())
-    assert export(export_db, store, tenant_id, job_id).rows == 6
+    job_id = add_job(database, tenant_id, list(range(6)), failed=set())
+    assert export(database, objects, tenant_id, job_id).rows == 6
 
 
 @pytest.mark.parametrize(
     ("only", "ordinals"), [("succeeded", [0, 2, 3]), ("failed", [1, 4]), ("all", [0, 1, 2, 3, 4])]
 )
 def test_export_filter_keeps_only_that_state(
-    export_db: Database, store: ObjectStore, tenant_id: str, only: str, ordinals: list[int]
+    database: Database, objects: ObjectStore, tenant_id: str, only: str, ordinals: list[int]
 ) -> None:
-    job_id = add_job(export_db, tenant_id, list(range(5)), failed={1, 4})
-    exported = export(export_db, store, tenant_id, job_id, only=only)
-    assert [line["ordinal"] for line in lines_of(store, exported)] == ordinals
+    job_id = add_job(database, tenant_id, list(range(5)), failed={1, 4})
+    exported = export(database, objects, tenant_id, job_id, only=only)
+    assert [line["ordinal"] for line in lines_of(objects, exported)] == ordinals
 
 
 def test_export_of_a_running_job_leaves_out_what_is_recorded_after_its_start(
-    export_db: Database, store: ObjectStore, tenant_id: str, monkeypatch: pytest.MonkeyPatch
+    database: Database, objects: ObjectStore, tenant_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(read, "_PAGE_ROWS_MAX", 2)
-    job_id = add_job(export_db, tenant_id, [0, 1, 5, 8], failed=set(), ended=False)
+    job_id = add_job(database, tenant_id, [0, 1, 5, 8], failed=set(), ended=False)
     late = iter([[3, 9]])
 
     def record_late(_rows: int) -> None:
         for ordinals in late:
-            with export_db.tenant(tenant_id) as session:
+            with database.tenant(tenant_id) as session:
                 record_items(session, tenant_id, job_id, ordinals, set(), seq=4)
                 session.execute(
                     update(Job).where(Job.id == job_id).values(seq=6, succeeded=Job.succeeded + 2)
                 )
 
-    exported = export(export_db, store, tenant_id, job_id, on_progress=record_late)
-    assert [line["ordinal"] for line in lines_of(store, exported)] == [0, 1, 5, 8]
-    manifest = json.loads(store.read(BUCKET, exported.manifest.object_key))
+    exported = export(database, objects, tenant_id, job_id, on_progress=record_late)
+    assert [line["ordinal"] for line in lines_of(objects, exported)] == [0, 1, 5, 8]
+    manifest = json.loads(objects.read(BUCKET, exported.manifest.object_key))
     assert manifest["job"]["complete"] is False
     assert manifest["rows"] == 4
 
 
 def test_manifest_describes_the_file_beside_it(
-    export_db: Database, store: ObjectStore, tenant_id: str
+    database: Database, objects: ObjectStore, tenant_id: str
 ) -> None:
-    job_id = add_job(export_db, tenant_id, list(range(3)), failed={2})
-    exported = export(export_db, store, tenant_id, job_id, format="parquet", only="failed")
-    content = store.read(BUCKET, exported.manifest.object_key)
+    job_id = add_job(database, tenant_id, list(range(3)), failed={2})
+    exported = export(database, objects, tenant_id, job_id, format="parquet", only="failed")
+    content = objects.read(BUCKET, exported.manifest.object_key)
     assert hashlib.sha256(content).hexdigest() == exported.manifest.sha256
     manifest = json.loads(content)
     assert manifest["file"]["sha256"] == exported.sha256
@@ -199,17 +164,17 @@ def test_manifest_describes_the_file_beside_it(
     assert manifest["job"]["id"] == job_id
     assert manifest["job"]["complete"] is True
     assert manifest["job"]["counts"]["total"] == 3
-    table = parquet.read_table(io.BytesIO(store.read(BUCKET, exported.object_key)))
+    table = parquet.read_table(io.BytesIO(objects.read(BUCKET, exported.object_key)))
     assert table.column("error_code").to_pylist() == ["undecodable"]
 
 
 def test_attempts_write_objects_of_their_own(
-    export_db: Database, store: ObjectStore, tenant_id: str
+    database: Database, objects: ObjectStore, tenant_id: str
 ) -> None:
-    job_id = add_job(export_db, tenant_id, [0], failed=set())
+    job_id = add_job(database, tenant_id, [0], failed=set())
     exporter = new_id(JOB)
     first, second = (
-        export(export_db, store, tenant_id, job_id, export_job_id=exporter, attempt=attempt)
+        export(database, objects, tenant_id, job_id, export_job_id=exporter, attempt=attempt)
         for attempt in (1, 2)
     )
     assert first.object_key != second.object_key
@@ -217,33 +182,33 @@ def test_attempts_write_objects_of_their_own(
 
 
 def test_stopped_export_stores_nothing(
-    export_db: Database, store: ObjectStore, tenant_id: str
+    database: Database, objects: ObjectStore, tenant_id: str
 ) -> None:
-    job_id = add_job(export_db, tenant_id, [0], failed=set())
+    job_id = add_job(database, tenant_id, [0], failed=set())
     exporter = new_id(JOB)
     with pytest.raises(ExportStoppedError):
         export(
-            export_db, store, tenant_id, job_id, export_job_id=exporter, should_stop=lambda: True
+            database, objects, tenant_id, job_id, export_job_id=exporter, should_stop=lambda: True
         )
-    assert list(store.list(BUCKET, f"tenants/{tenant_id}/jobs/{exporter}/")) == []
+    assert list(objects.list(BUCKET, f"tenants/{tenant_id}/jobs/{exporter}/")) == []
 
 
 def test_export_that_misses_an_item_is_discarded(
-    export_db: Database, store: ObjectStore, tenant_id: str
+    database: Database, objects: ObjectStore, tenant_id: str
 ) -> None:
-    job_id = add_job(export_db, tenant_id, [0, 1], failed=set())
-    with export_db.tenant(tenant_id) as session:
+    job_id = add_job(database, tenant_id, [0, 1], failed=set())
+    with database.tenant(tenant_id) as session:
         session.execute(update(Job).where(Job.id == job_id).values(total=3, succeeded=3))
     exporter = new_id(JOB)
     with pytest.raises(ExportMismatchError, match="counts"):
-        export(export_db, store, tenant_id, job_id, export_job_id=exporter)
+        export(database, objects, tenant_id, job_id, export_job_id=exporter)
     with pytest.raises(ObjectMissingError):
-        store.head(BUCKET, f"tenants/{tenant_id}/jobs/{exporter}/artifacts/1-results.jsonl")
+        objects.head(BUCKET, f"tenants/{tenant_id}/jobs/{exporter}/artifacts/1-results.jsonl")
 
 
 def test_job_of_another_tenant_is_not_found(
-    export_db: Database, store: ObjectStore, tenant_id: str
+    database: Database, objects: ObjectStore, tenant_id: str
 ) -> None:
-    job_id = add_job(export_db, tenant_id, [0], failed=set())
+    job_id = add_job(database, tenant_id, [0], failed=set())
     with pytest.raises(NotFoundError):
-        export(export_db, store, new_id(TENANT), job_id)
+        export(database, objects, new_id(TENANT), job_id)
