@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -76,6 +77,7 @@ def _connect_signals(process: WorkerProcess) -> None:
     def stop(**_: Any) -> None:
         # At SIGTERM, before Celery waits for running tasks: they let go between ImageBatches.
         process.stopping.set()
+        _leave_at_last(process.settings.drain_seconds)
 
     def close(**_: Any) -> None:
         process.close()
@@ -87,6 +89,21 @@ def _connect_signals(process: WorkerProcess) -> None:
     worker_init.connect(start, weak=False)
     worker_shutting_down.connect(stop, weak=False)
     worker_shutdown.connect(close, weak=False)
+
+
+def _leave_at_last(seconds: float) -> None:
+    """End the process once the drain time is over, whatever still runs.
+
+    What hangs then would hang for ever; its lease ends by itself and another worker goes on.
+    """
+
+    def leave() -> None:
+        log.error("drain_time_over")
+        os._exit(1)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
 
 
 def main() -> None:

@@ -53,7 +53,6 @@ TERMINAL_JOB_STATES = frozenset(
         JobState.CANCELLED,
     }
 )
-OPEN_JOB_STATES = frozenset(JobState) - TERMINAL_JOB_STATES
 
 #: Allowed moves: target → the states it may be reached from.
 JOB_SOURCES: Mapping[JobState, frozenset[JobState]] = {

@@ -142,12 +142,30 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_chunks")),
     )
     op.create_index("ix_chunks_job_id_lo", "chunks", ["job_id", "lo"], unique=False)
+    # What waits to be rung, what is in work, what keeps failing: the relay's and the sweeper's
+    # cost follows these and not the number of chunks.
     op.create_index(
-        "ix_chunks_pending",
+        "ix_chunks_runnable",
         "chunks",
-        ["job_id", "lo"],
+        ["job_id", "queue", "lo"],
         unique=False,
-        postgresql_where=sa.text("state = 'pending'"),
+        postgresql_where=sa.text("state = 'pending' AND last_rung_at IS NULL"),
+    )
+    op.create_index(
+        "ix_chunks_active",
+        "chunks",
+        ["queue", "last_rung_at"],
+        unique=False,
+        postgresql_where=sa.text(
+            "state = 'running' OR (state = 'pending' AND last_rung_at IS NOT NULL)"
+        ),
+    )
+    op.create_index(
+        "ix_chunks_killed",
+        "chunks",
+        ["kills"],
+        unique=False,
+        postgresql_where=sa.text("state = 'pending' AND kills > 0"),
     )
     op.create_index(
         "ix_chunks_running",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def test_job_over_a_prefix_recognises_images_and_names_what_is_none(
             assert sum(scores) == pytest.approx(1, abs=1e-5)
 
 
-def test_prefix_manifest_and_inline_items_give_the_same_predictions(
+def test_upload_prefix_manifest_and_inline_items_give_the_same_predictions(
     service: Service,
     database: Database,
     objects: ObjectStore,
@@ -152,7 +153,14 @@ def test_prefix_manifest_and_inline_items_give_the_same_predictions(
     objects.put(PHOTOS, f"{tenant_id}.jsonl", "\n".join(lines).encode(), "application/json")
     csv = "key,label\n" + "\n".join(f"{key},ring" for key in keys)
     objects.put(PHOTOS, f"{tenant_id}.csv", csv.encode(), "text/csv")
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as zipped:
+        for number in range(PICTURES):
+            zipped.writestr(f"{number:03d}.png", picture(number))
+    ingest = service.ingest(tenant_id, archive.getvalue())
+    assert service.wait_for_end(tenant_id, ingest.id).state == JobState.SUCCEEDED
     sources: list[dict[str, Any]] = [
+        {"upload": ingest.input["upload"]},
         {"prefix": pictures, "include": ["*.png"]},
         {"manifest": f"s3://{PHOTOS}/{tenant_id}.jsonl"},
         {"manifest": f"s3://{PHOTOS}/{tenant_id}.csv"},
@@ -164,8 +172,8 @@ def test_prefix_manifest_and_inline_items_give_the_same_predictions(
         ended = service.wait_for_end(tenant_id, job.id)
         assert ended.state == JobState.SUCCEEDED, ended.error
         predictions.append([row.prediction for row in results(database, tenant_id, ended)])
-    assert predictions[0] == predictions[1] == predictions[2] == predictions[3]
-    first = results(database, tenant_id, service.look_at(tenant_id, jobs[1].id))[0]
+    assert all(prediction == predictions[0] for prediction in predictions)
+    first = results(database, tenant_id, service.look_at(tenant_id, jobs[2].id))[0]
     assert (first.label, first.metadata_) == ("disc", {"n": 0})
 
 
