@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from werkzeug.exceptions import HTTPException
 
 from app.api.parts import request_id
+from app.api.schemas.base import pattern_words
 from app.errors import DarkroomError, InvalidInputError, NotFoundError, UnauthorizedError
 from app.log import get_logger
 
@@ -43,11 +44,16 @@ def raise_invalid(error: ValidationError) -> NoReturn:
     A path that no id or name can have is an address where nothing is.
     """
     if error.title.endswith("Path"):
-        raise NotFoundError("there is nothing at this address: no such id or name can exist")
-    found = error.errors(include_url=False, include_context=False, include_input=False)
+        fault = error.errors(include_url=False)[0]
+        words = _pattern_words(fault) or f"can be no {fault['loc'][-1]}"
+        raise NotFoundError(
+            f"there is nothing at this address: {str(fault['input'])[:100]!r} {words}"
+        )
+    found = error.errors(include_url=False, include_input=False)
+    place = "parameter" if error.title.endswith("Query") else "field"
     body = {} if error.title.endswith("Query") else json.loads(request.get_data() or b"{}")
     # Branches of a union tell the same fault several times.
-    told = dict.fromkeys((_pointer(fault, body), str(fault["msg"])) for fault in found)
+    told = dict.fromkeys((_pointer(fault, body), _detail(fault, place)) for fault in found)
     faults = [{"pointer": pointer, "detail": detail} for pointer, detail in told]
     first = faults[0]
     where = f" at {first['pointer']}" if first["pointer"] else ""
@@ -122,6 +128,17 @@ def _from_unexpected(error: Exception) -> Response:
         "internal_error",
         "something went wrong inside the service; name the request_id when you report it",
     )
+
+
+def _detail(fault: ErrorDetails, place: str) -> str:
+    """What is wrong, in words that need no regular expression."""
+    if fault["type"] == "extra_forbidden":
+        return f"there is no {place} of this name here; see /v1/docs"
+    return _pattern_words(fault) or str(fault["msg"])
+
+
+def _pattern_words(fault: ErrorDetails) -> str | None:
+    return pattern_words(str(fault.get("ctx", {}).get("pattern", "")))
 
 
 def _pointer(fault: ErrorDetails, body: Any) -> str:

@@ -77,6 +77,23 @@ def test_every_refusal_is_a_problem_document(app, api):
         assert answer.json["request_id"] == answer.headers["X-Request-Id"]
 
 
+def test_refusals_say_what_fits_instead_of_a_pattern(api):
+    def detail(*call, **more):
+        return api(*call, **more).json["detail"]
+
+    assert detail("GET", "/v1/jobs/nojob") == (
+        "there is nothing at this address: 'nojob' is no id of the form job_… with 26 letters "
+        "and digits"
+    )
+    assert "'Bad Name' is no name: use 1 to 100 letters" in detail(
+        "GET", "/v1/models/Bad%20Name/versions"
+    )
+    assert "'0' can be no number" in detail("GET", "/v1/models/a/versions/0")
+    assert "at /colour: there is no parameter of this name" in detail("GET", "/v1/jobs?colour=red")
+    items = {"kind": "predict", "model": "m", "input": {"items": [{"key": "photo.jpg"}]}}
+    assert "is not of the form s3://bucket/key" in detail("POST", "/v1/jobs", json=items)
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [

@@ -9,12 +9,27 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 #: One id of any kind, such as ``job_01k8…``.
 ID_PATTERN = r"^[a-z]{3}_[0-9a-hjkmnp-tv-z]{26}$"
 _NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+S3_PATTERN = r"^s3://[^/\x00-\x1f\x7f]+(/[^\x00-\x1f\x7f]*)?$"
 _BIGGEST = 2**63 - 1
+#: What to tell a client whose text does not match.
+_PATTERN_WORDS = {
+    ID_PATTERN: "is no id, such as job_… with 26 letters and digits",
+    _NAME_PATTERN: "is no name: use 1 to 100 letters, digits, '.', '_' or '-', and begin with a "
+    "letter or digit",
+    S3_PATTERN: "is not of the form s3://bucket/key",
+}
 
 
 def id_of(prefix: str) -> StringConstraints:
     """What ids with this prefix look like."""
     return StringConstraints(pattern=ID_PATTERN.replace("[a-z]{3}", prefix, 1), max_length=30)
+
+
+def pattern_words(pattern: str) -> str | None:
+    """What is wrong with a text that does not match, or None where only the pattern says it."""
+    if pattern.endswith(ID_PATTERN.removeprefix("^[a-z]{3}")) and pattern != ID_PATTERN:
+        return f"is no id of the form {pattern[1:4]}_… with 26 letters and digits"
+    return _PATTERN_WORDS.get(pattern)
 
 
 def free_text(max_length: int, *, min_length: int = 1) -> StringConstraints:

@@ -6,7 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, RootModel, StringConstraints, Tag
 
-from app.api.schemas.base import JobId, Metadata, Name, Parameters, Request, UploadId, free_text
+from app.api.schemas.base import (
+    S3_PATTERN,
+    JobId,
+    Metadata,
+    Name,
+    Parameters,
+    Request,
+    UploadId,
+    free_text,
+)
 from app.training.recipe import TrainingRecipe
 
 #: ``name``, ``name@alias``, ``name@3`` or an id.
@@ -19,10 +28,7 @@ Reference = Annotated[
 ]
 Arch = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_]{0,99}$", max_length=100)]
 ClassName = Annotated[str, free_text(200)]
-Location = Annotated[
-    str,
-    StringConstraints(pattern=r"^s3://[^/\x00-\x1f\x7f]+(/[^\x00-\x1f\x7f]*)?$", max_length=1200),
-]
+Location = Annotated[str, StringConstraints(pattern=S3_PATTERN, max_length=1200)]
 Bucket = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$", max_length=63)
 ]
