@@ -61,7 +61,7 @@ class JobView:
         if job.kind == "finetune":
             self._show_epochs(job)
         title = _TITLE.get(job.kind, job.kind)
-        if job.state in ("validating", "queued", "cancelling"):
+        if job.state in ("validating", "queued", "cancelling", "cancelled", "failed"):
             title = {"validating": "reading the input"}.get(job.state, job.state)
             if job.kind == "ingest" and job.state == "validating":
                 title = "queued"
@@ -114,6 +114,8 @@ def _number(value: float | None) -> str:
 def _fraction(job: Job) -> float | None:
     if job.state == "succeeded":
         return 1.0
+    if job.counts.cancelled:
+        return (job.counts.done - job.counts.cancelled) / job.counts.total
     if job.progress.fraction is not None:
         return job.progress.fraction
     if job.progress.steps:
@@ -136,7 +138,11 @@ def _facts(job: Job) -> str:
         rate = f", {rate_text(job.images_per_second)} images/s" if job.images_per_second else ""
         return count_text(counts.done, "image") + rate
     return images_facts(
-        counts.done, counts.total, counts.failed, job.images_per_second, job.eta_seconds
+        counts.done - counts.cancelled,
+        counts.total,
+        counts.failed,
+        job.images_per_second,
+        job.eta_seconds,
     )
 
 

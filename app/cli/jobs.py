@@ -246,6 +246,7 @@ def export(
 ) -> None:
     """Write the results of a job to a file: submits the export, waits, downloads, verifies."""
     chosen = format or _format_of(output)
+    _check_folder(output)
     with connect(context) as darkroom:
         job = darkroom.jobs.export(job_id, chosen.value, only=only.value)
         job = follow(darkroom, job.id, quiet=as_json, timeout=timeout)
@@ -263,6 +264,12 @@ def export(
         with TransferBar(f"fetching {artifact.name}") as bar:
             written = darkroom.artifacts.download(artifact, target, bar.moved)
         say(f"{written}  {bytes_text(artifact.size_bytes)}  sha256 {artifact.sha256}")
+
+
+def _check_folder(output: Path | None) -> None:
+    """Refuse a file that cannot be made before the service does the work for it."""
+    if output is not None and not output.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {output.parent}", param_hint="--output")
 
 
 def _format_of(output: Path | None) -> Format:

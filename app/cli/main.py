@@ -35,7 +35,7 @@ class Commands(GuardedGroup):
             from app.cli.up import up
 
             app = typer.Typer(add_completion=False)
-            app.command(_UP)(up)
+            app.command(_UP, help=_unwrapped(up))(up)
             command = typer.main.get_command(app)
             return _UP, command, args[1:]
         return super().resolve_command(ctx, args)
@@ -108,11 +108,17 @@ app.command(hidden=True)(demo)
 app.command("demo-photos", hidden=True)(demo_photos)
 
 
+def _unwrapped(function: Any) -> str:
+    """A docstring whose paragraphs are one line each, which the terminal wraps at its own width."""
+    paragraphs = cleandoc((function and function.__doc__) or "").split("\n\n")
+    return "\n\n".join(" ".join(each.split()) for each in paragraphs)
+
+
 def _unwrap_help(group: typer.Typer) -> None:
-    """Make each paragraph of a docstring one line, which the terminal wraps at its own width."""
+    if group.registered_callback is not None and group.registered_callback.callback is not None:
+        group.registered_callback.help = _unwrapped(group.registered_callback.callback)
     for command in group.registered_commands:
-        paragraphs = cleandoc((command.callback and command.callback.__doc__) or "").split("\n\n")
-        command.help = "\n\n".join(" ".join(each.split()) for each in paragraphs)
+        command.help = _unwrapped(command.callback)
     for inner in group.registered_groups:
         if inner.typer_instance is not None:
             _unwrap_help(inner.typer_instance)

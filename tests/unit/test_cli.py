@@ -347,3 +347,24 @@ def test_control_characters_of_others_never_reach_the_terminal(service, run):
         assert "a\ufffd[2J\ufffd31mb" in done.output, done.output
         assert "\x1b" not in done.output
         assert "\x9b" not in done.output
+
+
+def test_export_into_a_folder_that_is_not_there_is_refused_before_the_work(service, run, tmp_path):
+    done = run("export", "job_1", "--output", tmp_path / "none" / "results.csv")
+    assert done.exit_code == Exit.USAGE
+    assert "there is no folder" in done.stderr
+
+
+def test_watch_of_a_cancelled_job_counts_only_images_that_were_touched(service, run):
+    counts = {"total": 10, "done": 10, "succeeded": 4, "failed": 0, "skipped": 0, "cancelled": 6}
+    service.on("GET /v1/jobs/job_1", answer(job("cancelled", counts=counts), ETag='"1"'))
+    done = run("watch", "job_1")
+    assert done.exit_code == Exit.CANCELLED
+    assert "cancelled: 40% 4 of 10 images" in done.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["up"]])
+def test_help_wraps_paragraphs_at_the_width_of_the_terminal_alone(run, command):
+    lines = [line.strip() for line in run(*command, "--help").stdout.splitlines()]
+    broken_by_the_source = {"`darkroom up`", "S3_ENDPOINT_URL) is", "usage, 8 the folder"}
+    assert not broken_by_the_source & set(lines)
