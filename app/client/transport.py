@@ -255,7 +255,10 @@ class Transport:
         if isinstance(fault, httpx2.UnsupportedProtocol):
             detail = f"{url} is no address: it begins with http:// or https://"
         elif isinstance(fault, (httpx2.ConnectError, httpx2.ConnectTimeout)):
-            detail = f"no Darkroom at {url}: start one with `darkroom up`, or set DARKROOM_URL"
+            detail = (
+                f"no Darkroom at {url}: start one with `darkroom up`, or set DARKROOM_URL, or "
+                "DARKROOM_DATA to the folder of one that runs"
+            )
         elif isinstance(fault, httpx2.TimeoutException):
             detail = f"the Darkroom at {url} did not answer in time"
         else:

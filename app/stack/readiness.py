@@ -14,7 +14,7 @@ from app.jobs.tables import WorkerRow
 from app.stack.supervisor import Supervisor
 
 #: On a busy machine the networks' library loads for long; jobs are taken before it has.
-WORKERS_SECONDS = 12.0
+WORKERS_SECONDS = 10.0
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shlex
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from app.stack.children import child_specs
 from app.stack.locks import FolderLock
 from app.stack.part import Part, prepare_data_dir
 from app.stack.postgres import LocalPostgres
-from app.stack.prepare import prepare_client, prepare_database
+from app.stack.prepare import CLIENT_FILE, prepare_client, prepare_database
 from app.stack.processes import (
     DiskFullError,
     PortTakenError,
@@ -103,7 +104,7 @@ def run_up(
             )
             if key is not None:
                 # Before anything else can fail: it is never shown again.
-                say(f"API key, shown this once (the command line has it already):\n  {key}")
+                say(f"API key, shown this once (kept in {data_dir / CLIENT_FILE}):\n  {key}")
             supervisor = Supervisor(
                 child_specs(
                     data_dir=data_dir,
@@ -241,6 +242,8 @@ def _greeting(address: str, data_dir: Path, loading: list[str], seconds: float) 
         f"Darkroom is ready at {address} after {seconds:.1f} s.",
         f"  docs  {address}/v1/docs",
         f"  data  {data_dir}",
+        "  in another terminal, so that the command line finds it from any folder:",
+        f"        export DARKROOM_DATA={shlex.quote(str(data_dir))}",
     ]
     if loading:
         lines.append(f"  {', '.join(loading)} still loading; jobs are taken and wait for them.")

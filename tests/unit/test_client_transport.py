@@ -71,7 +71,8 @@ def test_refused_connection_names_the_address_and_what_to_do_at_once(service):
         darkroom.jobs.get("job_1")
     assert caught.value.code == "unreachable"
     assert caught.value.detail == (
-        f"no Darkroom at {URL}: start one with `darkroom up`, or set DARKROOM_URL"
+        f"no Darkroom at {URL}: start one with `darkroom up`, or set DARKROOM_URL, or "
+        "DARKROOM_DATA to the folder of one that runs"
     )
     assert service.pauses == []
 
