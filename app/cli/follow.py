@@ -115,7 +115,7 @@ def _fraction(job: Job) -> float | None:
     if job.state == "succeeded":
         return 1.0
     if job.counts.cancelled:
-        return (job.counts.done - job.counts.cancelled) / job.counts.total
+        return job.counts.done / job.counts.total
     if job.progress.fraction is not None:
         return job.progress.fraction
     if job.progress.steps:
@@ -138,7 +138,7 @@ def _facts(job: Job) -> str:
         rate = f", {rate_text(job.images_per_second)} images/s" if job.images_per_second else ""
         return count_text(counts.done, "image") + rate
     return images_facts(
-        counts.done - counts.cancelled,
+        counts.done,
         counts.total,
         counts.failed,
         job.images_per_second,

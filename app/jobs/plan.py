@@ -59,10 +59,11 @@ def plan_job(
     """
     with db.tenant(lease.tenant_id) as session:
         size = settings.chunk_items or _chunk_size(session, lease)
+        first = settings.chunk_items or MIN_CHUNK_ITEMS
         seen = _Seen(_planned_custom_ids(session, lease))
     faults: list[dict[str, Any]] = []
     fault_count = 0
-    part = _Part(lease, size)
+    part = _Part(lease, size, first)
     for number, entry in enumerate(read_input(db, store, settings.bucket, lease)):
         if number % _LOOK_ENTRIES == 0 and should_stop():
             return False
@@ -96,20 +97,28 @@ def plan_job(
 
 
 class _Part:
-    """Chunks that are cut but not committed yet."""
+    """Chunks that are cut but not committed yet.
 
-    def __init__(self, lease: Lease, size: int) -> None:
+    The first chunks of a job are small and double, so that results, a rate and an estimate
+    come soon; where a chunk begins alone says how large it may be, so a resumed plan cuts the
+    same ones.
+    """
+
+    def __init__(self, lease: Lease, size: int, first: int) -> None:
         self._lease = lease
         self._size = size
+        self._first = first
         self._lo: int = (lease.cursor or {}).get("planned", 0)
         self._runs: list[list[JobItem]] = []
+        self._room = 0
         self._position: dict[str, Any] = {}
         self.item_count = 0
 
     def add(self, found: Found) -> None:
         run = self._runs[-1] if self._runs else None
-        if run is None or len(run) >= self._size or not fetched_together(run[-1], found.item):
+        if run is None or len(run) >= self._room or not fetched_together(run[-1], found.item):
             self._runs.append([found.item])
+            self._room = min(self._size, max(self._first, self._lo + self.item_count))
         else:
             run.append(found.item)
         self._position = found.position

@@ -40,10 +40,13 @@ def list_jobs(
 
 
 def counts(job: Job) -> dict[str, int]:
-    """Items by how they ended; in a closed job they sum to ``total``."""
+    """Items by how they ended; in a closed job they sum to ``total``.
+
+    ``done`` are those that were worked on: cancelled ones were left untouched.
+    """
     return {
         "total": job.total,
-        "done": job.succeeded + job.failed + job.skipped + job.cancelled,
+        "done": job.succeeded + job.failed + job.skipped,
         "succeeded": job.succeeded,
         "failed": job.failed,
         "skipped": job.skipped,

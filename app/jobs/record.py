@@ -26,6 +26,7 @@ from app.jobs.finalize import (
     lock_open_chunks,
 )
 from app.jobs.items import drop_first
+from app.jobs.source import describe_input
 from app.jobs.states import CHUNK_SOURCES, JOB_SOURCES, ChunkState, ItemState, JobState
 from app.jobs.tables import Chunk, Job
 
@@ -259,7 +260,11 @@ def record_plan(session: Session, lease: Lease) -> None:
     if job.state == JobState.CANCELLING:
         close_cancelled_if_let_go(session, lease.tenant_id, lease.job_id)
     elif job.total == 0:
-        error = InvalidInputError("the input holds no items", code="input_empty")
+        error = InvalidInputError(
+            f"there is nothing to recognise in {describe_input(lease.input)}; check its spelling, "
+            "and that it holds images",
+            code="input_empty",
+        )
         fail_job(session, lease.tenant_id, lease.job_id, error.as_dict())
     else:
         transition(

@@ -15,6 +15,7 @@ from app.storage.keys import parse_location
 from app.uploads.tables import Upload, UploadKind, UploadState
 
 MAX_INLINE_ITEMS = 1000
+_RULES = ("include", "exclude")
 _KINDS = ("upload", "prefix", "manifest", "items", "dataset")
 
 
@@ -60,6 +61,17 @@ def check_source(
         "include": list(source.get("include") or []),
         "exclude": list(source.get("exclude") or []),
     }, None
+
+
+def describe_input(source: Mapping[str, Any]) -> str:
+    """A job's input in words, for an error: ``the prefix s3://photos/a/ (include *.jpg)``."""
+    kind = next(kind for kind in _KINDS if source.get(kind) is not None)
+    if kind == "items":
+        return "the items"
+    rules = [f"{rule} {', '.join(source[rule])}" for rule in _RULES if source.get(rule)]
+    if source.get("split"):
+        rules.append(f"split {source['split']}")
+    return f"the {kind} {source[kind]}" + (f" ({'; '.join(rules)})" if rules else "")
 
 
 def refuse_own_bucket(bucket: str, own_bucket: str) -> None:

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+#: Architectures that can be trained.
+TRAINABLE_ARCHES = ("small_cnn",)
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingRecipe:
@@ -27,6 +30,8 @@ class TrainingRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.arch not in TRAINABLE_ARCHES:
+            raise ValueError(f"arch must be one of {', '.join(TRAINABLE_ARCHES)}")
         if not 1 <= self.epochs <= 10_000:
             raise ValueError("epochs must be 1…10000")
         if not 1 <= self.train_batch_size <= 65_536:

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from app.db.session import Database
+from app.errors import ObjectMissingError
 from app.jobs.cancel import cancel_job
 from app.jobs.states import ItemState, JobState
 from app.jobs.tables import Chunk, Item, Job
@@ -54,6 +55,22 @@ def service(
             worker = service.start_worker("io", shard_items=SHARD_ITEMS)
             workers[worker.id] = worker
         yield service
+
+
+def wait_until_archive_is_freed(
+    db: Database, objects: ObjectStore, tenant_id: str, job: Job
+) -> None:
+    """Its bytes are of no use any more: the images lie in shards, or there are none."""
+    key = upload_of(db, tenant_id, job).object_key
+
+    def is_gone() -> bool:
+        try:
+            objects.head("darkroom", key)
+        except ObjectMissingError:
+            return True
+        return False
+
+    wait_until(is_gone, "the archive is deleted")
 
 
 def upload_of(db: Database, tenant_id: str, job: Job) -> Upload:
@@ -126,6 +143,8 @@ def test_images_are_packed_with_labels_and_other_members_fail_with_their_codes(
     assert labels == {"pets/cat/1.jpg": "cat", "pets/dog/1.jpg": "dog", "pets/cat/2.png": "cat"}
     upload = upload_of(database, tenant_id, job)
     assert (upload.state, upload.image_count, upload.failed_count) == (UploadState.READY, 3, 3)
+    wait_until_archive_is_freed(database, objects, tenant_id, job)
+    assert_whole(database, objects, tenant_id, job, PETS)
 
 
 def test_a_labels_file_gives_labels_and_splits_and_its_bad_lines_are_told(
@@ -164,6 +183,7 @@ def test_a_damaged_zip_member_fails_and_its_neighbours_are_packed(
 def test_a_broken_archive_fails_job_and_upload_and_names_the_offset(
     service: Service,
     database: Database,
+    objects: ObjectStore,
     tenant_id: str,
     make: Callable[[Mapping[str, bytes]], bytes],
 ) -> None:
@@ -175,6 +195,7 @@ def test_a_broken_archive_fails_job_and_upload_and_names_the_offset(
     assert job.error["code"] == "archive_broken"
     assert "at byte " in job.error["detail"]
     assert upload_of(database, tenant_id, job).state == UploadState.FAILED
+    wait_until_archive_is_freed(database, objects, tenant_id, job)
 
 
 def test_an_archive_without_files_fails(
@@ -234,7 +255,11 @@ def test_ingest_killed_in_the_middle_goes_on_and_packs_every_member_once(
 
 
 def test_ingest_cancelled_in_the_middle_ends_soon_and_keeps_its_count(
-    service: Service, database: Database, tenant_id: str, many: dict[str, bytes]
+    service: Service,
+    database: Database,
+    objects: ObjectStore,
+    tenant_id: str,
+    many: dict[str, bytes],
 ) -> None:
     job = service.ingest(tenant_id, make_zip(many))
     wait_for_shards(database, tenant_id, job, 3)
@@ -245,3 +270,4 @@ def test_ingest_cancelled_in_the_middle_ends_soon_and_keeps_its_count(
     assert 30 <= job.succeeded + job.failed < 1500
     assert job.succeeded + job.failed + job.cancelled == job.total == 1500
     assert upload_of(database, tenant_id, job).state == UploadState.FAILED
+    wait_until_archive_is_freed(database, objects, tenant_id, job)

@@ -173,6 +173,7 @@ def test_manifest_that_is_not_there_and_empty_inputs_fail_the_job(
         run_plan(database, objects, small, tenant_id, job_id)
         job = assert_closed(database, tenant_id, job_id, JobState.FAILED)
         codes.append((job.error or {})["code"])
+    assert f"the prefix s3://{BUCKET}/{folder}nothing/" in (job.error or {})["detail"]
     assert codes == ["input_invalid", "input_empty", "input_empty"]
 
 
@@ -252,3 +253,15 @@ def test_metadata_that_only_looks_like_a_nul_is_kept(
     job_id = submit(database, tenant_id, {"manifest": location})
     run_plan(database, objects, small, tenant_id, job_id)
     assert all_items(database, job_id)[0].metadata == metadata
+
+
+def test_first_chunks_are_small_and_double_so_that_results_come_soon(
+    database: Database, objects: ObjectStore, settings: Settings, tenant_id: str, folder: str
+) -> None:
+    lines = [json.dumps({"key": f"{number}.png"}) for number in range(1000)]
+    job_id = submit(
+        database, tenant_id, {"manifest": put(objects, f"{folder}list.jsonl", "\n".join(lines))}
+    )
+    run_plan(database, objects, settings, tenant_id, job_id)
+    sizes = [hi - lo for lo, hi, _ in planned(database, job_id)]
+    assert sizes == [64, 64, 128, 256, 256, 232]

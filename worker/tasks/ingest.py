@@ -6,6 +6,7 @@ from sqlalchemy import select
 
 from app.errors import InvalidInputError, ItemError, NotFoundError
 from app.jobs.ingest import record_ingested, record_shard, record_survey
+from app.jobs.record import record_failure
 from app.storage import keys
 from app.storage.ranged import open_ranged
 from app.uploads.archive import open_archive
@@ -20,9 +21,25 @@ from worker.tasks.door import let_go
 
 
 def ingest_chunk(process: WorkerProcess, held: HeldLease) -> None:
-    """Judge every member by its content and pack the images; goes on where a loss left off."""
-    lease, settings = held.lease, process.settings
+    """Unpack the archive, then free its bytes: the images lie in shards now, or are not wanted.
+
+    Goes on where a loss left off. Whoever lost the lease, or must stop before the end, frees
+    nothing: another attempt reads on.
+    """
     archive_key = _archive_key(process, held)
+    try:
+        if not _unpack(process, held, archive_key) and not held.cancelled.is_set():
+            return
+    except InvalidInputError as error:
+        # Recorded here rather than by the door, so that the bytes go only after the job.
+        with process.db.tenant(held.lease.tenant_id) as session:
+            record_failure(session, held.lease, error.as_dict())
+    process.store.delete(process.settings.bucket, [archive_key])
+
+
+def _unpack(process: WorkerProcess, held: HeldLease, archive_key: str) -> bool:
+    """Judge every member by its content and pack the images; False where it was stopped."""
+    lease, settings = held.lease, process.settings
     file = open_ranged(process.store, settings.bucket, archive_key)
     archive = open_archive(file, ArchiveLimits.from_settings(settings))
     survey = archive.survey()
@@ -46,7 +63,7 @@ def ingest_chunk(process: WorkerProcess, held: HeldLease) -> None:
     for member in archive.members(start=cursor["members"]):
         if held.should_stop():
             let_go(process, held)
-            return
+            return False
         full = _pack(writer, member, labels, limits)
         if full is not None:
             _keep(process, held, full)
@@ -61,6 +78,7 @@ def ingest_chunk(process: WorkerProcess, held: HeldLease) -> None:
             label_faults=labels.faults,
             label_fault_count=labels.fault_count,
         )
+    return True
 
 
 def _archive_key(process: WorkerProcess, held: HeldLease) -> str:

@@ -138,7 +138,9 @@ class FinetuneInput(Request):
 class FinetuneOptions(Request):
     """The recipe of a training run."""
 
-    arch: Arch = _RECIPE.arch
+    arch: Literal["small_cnn"] = Field(
+        "small_cnn", description="Architectures that can be trained."
+    )
     epochs: int = Field(_RECIPE.epochs, ge=1, le=10_000)
     train_batch_size: int = Field(_RECIPE.train_batch_size, ge=1, le=65_536)
     learning_rate: float = Field(_RECIPE.learning_rate, gt=0, le=100)
