@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     upload_max_bytes: Positive = Field(
         200 * 1024 * MIB, description="Largest archive or weights file, in bytes."
     )
+    upload_slots: Positive = Field(
+        6, description="Uploads that may stream through one API process at once."
+    )
     upload_part_bytes: Positive = Field(
         8 * MIB, ge=5 * MIB, description="Part size of multipart uploads to S3, in bytes."
     )

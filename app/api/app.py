@@ -98,6 +98,7 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
         store=ObjectStore.from_settings(settings),
         # One thread is left to those who do not wait, whatever the settings say.
         slots=WaitSlots(min(settings.wait_slots, settings.api_threads - 1)),
+        upload_slots=threading.BoundedSemaphore(settings.upload_slots),
     )
     app.extensions["darkroom"] = here
     if serving:

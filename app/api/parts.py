@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import BoundedSemaphore
 from typing import cast
 
 from flask import current_app, g
@@ -22,6 +23,8 @@ class Parts:
     db: Database
     store: ObjectStore
     slots: WaitSlots
+    #: Places for uploads that stream through: each holds a thread and the memory of a part.
+    upload_slots: BoundedSemaphore
 
 
 def parts() -> Parts:

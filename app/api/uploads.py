@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from flask import Response, request
 from sqlalchemy.orm import Session
@@ -40,6 +40,8 @@ from app.uploads.tables import Upload, UploadKind
 resource = Resource("uploads", "Uploads", "Hand over archives of images and weights.")
 
 _PIECE_BYTES = 256 * 1024
+#: When a client that found no place should come back.
+_RETRY_SECONDS = 5
 _TAKEN = ("application/octet-stream", "application/zip", "application/x-tar", "application/gzip")
 
 
@@ -58,8 +60,13 @@ def send_upload(query: UploadQuery) -> Response:
     (safetensors) answer 201. The body goes straight through to the object store, so its size
     does not matter to the service's memory; very large files had better go by parts.
     """
+    announced = _check_announced(parts().settings.upload_max_bytes)
+    with _place():
+        return _receive(query, announced)
+
+
+def _receive(query: UploadQuery, announced: int | None) -> Response:
     here, tenant_id = parts(), principal().tenant_id
-    announced = _check_announced(here.settings.upload_max_bytes)
     claim = read_claim(with_body=False)
     with here.db.tenant(tenant_id) as session:
         kept = claim.recall(session) if claim else None
@@ -105,6 +112,27 @@ def send_upload(query: UploadQuery) -> Response:
         _discard(upload)
         return replay(kept, **_again(kept))
     return reply.response(**_again(reply))
+
+
+@contextmanager
+def _place() -> Iterator[None]:
+    """One of the places for uploads, so that they never take every thread of the process.
+
+    Raises:
+        UnavailableError: ``uploads_busy``: all are taken.
+    """
+    here = parts()
+    if not here.upload_slots.acquire(blocking=False):
+        raise UnavailableError(
+            f"{here.settings.upload_slots} uploads are arriving, as many as this process takes; "
+            "try again, or send parts straight to the object store",
+            code="uploads_busy",
+            retry_after_seconds=_RETRY_SECONDS,
+        )
+    try:
+        yield
+    finally:
+        here.upload_slots.release()
 
 
 def store_upload(session: Session, upload_id: str, *, size_bytes: int, sha256: str | None) -> Reply:

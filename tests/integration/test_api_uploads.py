@@ -69,6 +69,23 @@ def test_upload_larger_than_the_limit_is_refused_before_and_while_it_arrives(api
     assert [each["state"] for each in api("GET", "/v1/uploads").json["data"]] == ["failed"]
 
 
+def test_upload_beyond_the_places_is_told_to_come_back_and_one_that_ends_makes_room(api, app):
+    places = app.extensions["darkroom"].upload_slots
+    taken = [places.acquire(blocking=False) for _ in range(6)]
+    try:
+        refused = api("POST", "/v1/uploads?kind=weights", data=b"abc")
+    finally:
+        for _ in taken:
+            places.release()
+    assert all(taken)
+    assert (refused.status_code, refused.json["code"]) == (503, "uploads_busy")
+    assert refused.headers["Retry-After"] == "5"
+    assert api("GET", "/v1/uploads").json["data"] == []
+    assert [api("POST", "/v1/uploads?kind=weights", data=b"abc").status_code for _ in range(7)] == [
+        201
+    ] * 7
+
+
 def test_empty_upload_and_form_are_refused(api):
     assert api("POST", "/v1/uploads", data=b"").json["code"] == "upload_empty"
     form = api("POST", "/v1/uploads", data={"file": (io.BytesIO(b"x"), "a.zip")})
