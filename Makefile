@@ -12,6 +12,8 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	&& { echo $$python; break; }; done)
 BIN := .venv/bin
 READY := .venv/.darkroom-ready
+# Where this machine keeps certificates of its own, uv trusts them as pip does.
+UV := $(BIN)/uv $(if $(wildcard /etc/ssl/certs/ca-certificates.crt),--system-certs)
 
 # Recognising: an architecture of torchvision and its weights, for `make demo-photos`.
 ARCH ?= squeezenet1_0
@@ -48,13 +50,13 @@ test: check ## check, then every test
 
 .PHONY: lock
 lock: $(READY) ## Resolve all dependencies again and write the lock files
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--all-extras -o requirements.lock pyproject.toml
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--constraint requirements.lock -o deploy/api.lock pyproject.toml
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--constraint requirements.lock --extra worker -o deploy/worker.lock pyproject.toml
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		-o deploy/bootstrap.lock deploy/bootstrap.in
 
 .PHONY: install
@@ -67,6 +69,6 @@ $(READY): requirements.lock deploy/bootstrap.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo 'installing the locked packages into .venv; the first time takes minutes'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/bootstrap.lock
-	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock deploy/bootstrap.lock
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock deploy/bootstrap.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
