@@ -121,19 +121,27 @@ class Heartbeat:
     def _visit_leases(self, *, extend: bool) -> None:
         with self._lock:
             held_leases = list(self._held)
+        missed: UnavailableError | None = None
         for held in held_leases:
-            lease = held.lease
-            with self._process.db.tenant(lease.tenant_id) as session:
-                if extend:
-                    state = extend_lease(
-                        session,
-                        lease,
-                        lease_seconds=self._process.settings.lease_seconds,
-                        progress=held.progress,
-                    )
-                else:
-                    state = look_at_lease(session, lease)
-            held.learn(state)
+            try:
+                held.learn(self._visit(held, extend=extend))
+            except UnavailableError as error:
+                # The others all the same: a row that somebody locks must not cost their leases.
+                missed = error
+        if missed is not None:
+            raise missed
+
+    def _visit(self, held: HeldLease, *, extend: bool) -> JobState | None:
+        lease = held.lease
+        with self._process.db.tenant(lease.tenant_id) as session:
+            if not extend:
+                return look_at_lease(session, lease)
+            return extend_lease(
+                session,
+                lease,
+                lease_seconds=self._process.settings.lease_seconds,
+                progress=held.progress,
+            )
 
     def _register(self) -> None:
         process = self._process

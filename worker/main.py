@@ -14,8 +14,9 @@ from typing import Any
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
-from celery.signals import setup_logging, worker_init, worker_shutdown, worker_shutting_down
+from celery.signals import setup_logging, worker_shutdown, worker_shutting_down
 
+from app.errors import UnavailableError
 from app.jobs.states import ChunkTask
 from app.log import configure_logging, get_logger
 from app.queues.celery import make_celery
@@ -70,10 +71,6 @@ def _connect_signals(process: WorkerProcess) -> None:
     def keep_our_logging(**_: Any) -> None:
         """Only by being connected does this keep Celery from setting up logging."""
 
-    def start(**_: Any) -> None:
-        process.start()
-        log.info("worker_started", worker=process.id, name=process.name, device=process.device)
-
     def stop(**_: Any) -> None:
         # At SIGTERM, before Celery waits for running tasks: they let go between ImageBatches.
         process.stopping.set()
@@ -86,7 +83,6 @@ def _connect_signals(process: WorkerProcess) -> None:
     # As if told from outside: the warm shutdown of Celery.
     process.on_replaced = lambda: os.kill(os.getpid(), signal.SIGTERM)
     setup_logging.connect(keep_our_logging, weak=False)
-    worker_init.connect(start, weak=False)
     worker_shutting_down.connect(stop, weak=False)
     worker_shutdown.connect(close, weak=False)
 
@@ -106,8 +102,22 @@ def _leave_at_last(seconds: float) -> None:
     timer.start()
 
 
+def _start(process: WorkerProcess) -> None:
+    """Register the worker, or end the process with a sentence.
+
+    Here and not in Celery's ``worker_init``: Celery only logs what a receiver raises and goes
+    on, and a worker that does not beat loses every chunk that it takes.
+    """
+    try:
+        process.start()
+    except UnavailableError as error:
+        log.error("worker_not_started", code=error.code, detail=error.detail)
+        raise SystemExit(1) from None
+    log.info("worker_started", worker=process.id, name=process.name, device=process.device)
+
+
 def main() -> None:
-    """Serve one queue until told to stop."""
+    """Serve one queue until told to stop. Exits with 1 where the database does not answer."""
     parser = argparse.ArgumentParser(description="A Darkroom worker.")
     parser.add_argument("--role", required=True, choices=[queue.value for queue in Queue])
     arguments = parser.parse_args()
@@ -124,6 +134,7 @@ def main() -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app, process = make_worker(settings, queue)
     _connect_signals(process)
+    _start(process)
     app.worker_main(
         [
             # Our log lines say who started; no banner.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import pytest
 from celery import Celery
 from sqlalchemy import func, update
+from sqlalchemy.orm import Session
 
 from app.db.session import Database
 from app.dispatch.sweep import Swept, sweep_once
@@ -265,6 +267,32 @@ def test_thread_that_lost_its_lease_does_not_end_the_beating_for_the_next_attemp
             cancel_job(session, owner, new.job_id)
         assert second.cancelled.wait(PATIENCE)
         assert not second.lost.is_set()
+
+
+def test_lease_that_cannot_be_looked_at_does_not_end_the_beating_for_the_others(
+    process: WorkerProcess,
+    quiet: Database,
+    owner: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, stuck = make_job(quiet, owner, 1, 1, 1, 1)
+    other = make_tenant(quiet)
+    job_id, (chunk,) = make_job(quiet, other, 3)
+    with ExitStack() as leases:
+        for one in stuck:
+            leases.enter_context(process.heartbeat.hold(claim(quiet, owner, one)))
+        held = leases.enter_context(process.heartbeat.hold(claim(quiet, other, chunk)))
+        through = quiet.tenant
+
+        def tenant(tenant_id: str) -> AbstractContextManager[Session]:
+            if tenant_id == owner:
+                raise UnavailableError("somebody locks these rows")
+            return through(tenant_id)
+
+        monkeypatch.setattr(quiet, "tenant", tenant)
+        with quiet.tenant(other) as session:
+            cancel_job(session, other, job_id)
+        assert held.cancelled.wait(PATIENCE)
 
 
 def test_stopping_worker_keeps_its_prefix_and_gives_the_rest_back_without_a_kill(

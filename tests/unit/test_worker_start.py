@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -37,3 +38,18 @@ def test_doors_that_compute_load_torch_and_leave_torchvision_for_later(queue: st
 
 def test_doors_that_move_bytes_load_no_torch() -> None:
     assert not loaded_by("io") & {"torch", "torchvision", "safetensors"}
+
+
+def test_worker_that_cannot_register_ends_instead_of_taking_chunks_without_a_heartbeat() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.main", "--role", "io"],
+        # Port 1: nobody listens there.
+        env={**os.environ, "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "worker_not_started" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
