@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.errors import ConflictError, StorageError
+from app.errors import ConflictError, InvalidInputError, StorageError
 from app.jobs.claim import Lease
 from app.models.resolve import get_version, spec_of
 from app.models.spec import ModelSpec
@@ -29,8 +29,9 @@ def warm_recogniser(process: WorkerProcess, tenant_id: str, version_id: str) -> 
 
     Raises:
         ConflictError: the version has no weights to serve with.
-        InvalidInputError: the weights are not those that were registered.
-        StorageError: they could not be fetched; trying again may help.
+        InvalidInputError: the weights do not fit the architecture.
+        StorageError: they could not be fetched, or are not those that were registered; trying
+            again may help.
     """
 
     def load() -> Recogniser:
@@ -44,7 +45,15 @@ def warm_recogniser(process: WorkerProcess, tenant_id: str, version_id: str) -> 
             sha256=sha256,
             folder=process.settings.cache_dir.expanduser() / "weights",
         )
-        return load_recogniser(spec, path, process.device, sha256=sha256)
+        try:
+            return load_recogniser(spec, path, process.device, sha256=sha256)
+        except InvalidInputError as error:
+            if error.code == "weights_changed":
+                # What was fetched had the digest, so it is our copy that a disk has changed.
+                # Were it kept, every job of this version would fail here.
+                path.unlink(missing_ok=True)
+                raise StorageError(f"the local copy of {key} is damaged") from error
+            raise
 
     return process.recognisers.get(version_id, load)
 
