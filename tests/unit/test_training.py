@@ -22,8 +22,8 @@ from tests.unit.pictures import (
 )
 from worker.pipeline.decode import DecodePool
 from worker.recognisers.preprocess import Normalise
-from worker.training.data import ImageSet, load_images
-from worker.training.fit import EpochReport, FitStoppedError, evaluate, fit
+from worker.training.data import ImageSet, TrainingStoppedError, load_images
+from worker.training.fit import EpochReport, evaluate, fit
 from worker.training.seed import seeded
 
 
@@ -112,7 +112,7 @@ def test_learning_rate_follows_its_schedule(schedule: str) -> None:
 
 
 def test_training_that_is_told_to_stop_gives_no_network() -> None:
-    with pytest.raises(FitStoppedError):
+    with pytest.raises(TrainingStoppedError):
         teach(TrainingRecipe(epochs=50), stop_after=2)
 
 
@@ -154,7 +154,12 @@ def test_failed_images_are_left_out_with_their_targets(decoder: DecodePool) -> N
     items = whole_items(store)
     del store.objects["k4"]
     images = load_images(
-        items, [10, 11, 12, 13, 14, 15], store=store, decoder=decoder, preprocess=AS_IS
+        items,
+        [10, 11, 12, 13, 14, 15],
+        store=store,
+        decoder=decoder,
+        preprocess=AS_IS,
+        should_stop=lambda: False,
     )
     assert images.targets.tolist() == [10, 12, 13, 15]
     assert images.pixels.shape == (4, 16, 16, 3)
@@ -176,6 +181,21 @@ def test_split_that_does_not_fit_in_memory_is_refused_before_it_is_read(
             store=store,
             decoder=decoder,
             preprocess=AS_IS,
+            should_stop=lambda: False,
             max_set_bytes=2303,
         )
     assert store.opened == []
+
+
+def test_reading_of_a_split_ends_when_training_is_told_to_stop(decoder: DecodePool) -> None:
+    store = DictStore({f"k{index}": encode(picture(index)) for index in range(200)})
+    with pytest.raises(TrainingStoppedError):
+        load_images(
+            whole_items(store),
+            [0] * 200,
+            store=store,
+            decoder=decoder,
+            preprocess=AS_IS,
+            should_stop=lambda: True,
+        )
+    assert len(store.opened) < 200

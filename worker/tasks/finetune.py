@@ -24,8 +24,8 @@ from worker.recognisers.registry import default_preprocess
 from worker.recognisers.weights import check_weights, save_weights
 from worker.tasks.door import let_go
 from worker.tasks.versions import store_weights
-from worker.training.data import ImageSet, load_images
-from worker.training.fit import EpochReport, FitStoppedError, evaluate, fit
+from worker.training.data import ImageSet, TrainingStoppedError, load_images
+from worker.training.fit import EpochReport, evaluate, fit
 
 log = get_logger(__name__)
 
@@ -38,9 +38,9 @@ def finetune_chunk(process: WorkerProcess, held: HeldLease) -> None:
     with process.db.tenant(lease.tenant_id) as session:
         classes = resolve_dataset(session, lease.tenant_id, lease.dataset_version_id).classes
     spec = ModelSpec(recipe.arch, tuple(classes), default_preprocess(recipe.arch))
-    train = _load_split(process, held, spec, Split.TRAIN)
-    test = _load_split(process, held, spec, Split.TEST)
     try:
+        train = _load_split(process, held, spec, Split.TRAIN)
+        test = _load_split(process, held, spec, Split.TEST)
         module = fit(
             spec,
             recipe,
@@ -50,7 +50,7 @@ def finetune_chunk(process: WorkerProcess, held: HeldLease) -> None:
             on_epoch=lambda report: _log_epoch(process, held, recipe, report),
             should_stop=held.should_stop,
         )
-    except FitStoppedError:
+    except TrainingStoppedError:
         let_go(process, held)
         return
     normalise = Normalise(spec.preprocess).to(process.device)
@@ -83,7 +83,12 @@ def _load_split(process: WorkerProcess, held: HeldLease, spec: ModelSpec, split:
             )
             targets.append(index[sample.label])
     images = load_images(
-        refs, targets, store=process.store, decoder=process.decoder, preprocess=spec.preprocess
+        refs,
+        targets,
+        store=process.store,
+        decoder=process.decoder,
+        preprocess=spec.preprocess,
+        should_stop=held.should_stop,
     )
     if not len(images):
         raise InvalidInputError(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from app.errors import InvalidInputError, TooLargeError
+from app.errors import DarkroomError, InvalidInputError, TooLargeError
 from app.models.spec import PreprocessSpec
 from worker.pipeline.decode import DecodePool
 from worker.pipeline.stream import DecodedStream
@@ -18,6 +18,12 @@ from worker.pipeline.values import ItemRef, ItemResult, Store
 
 #: Most bytes of pixels that one split may hold in memory.
 MAX_IMAGE_SET_BYTES = 4 * 1024**3
+
+
+class TrainingStoppedError(DarkroomError):
+    """Training was told to stop, so there is no network to register."""
+
+    code = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +47,15 @@ def load_images(
     store: Store,
     decoder: DecodePool,
     preprocess: PreprocessSpec,
+    should_stop: Callable[[], bool],
     max_set_bytes: int = MAX_IMAGE_SET_BYTES,
 ) -> ImageSet:
     """Fetch and decode a whole split, in the order of ``items``.
 
+    ``should_stop`` is asked before each image is kept.
+
     Raises:
+        TrainingStoppedError: ``should_stop`` said so.
         TooLargeError: the pixels would take more than ``max_set_bytes`` of memory.
         InvalidInputError: items and targets differ in number.
     """
@@ -62,6 +72,8 @@ def load_images(
     failed: list[ItemResult] = []
     with DecodedStream(items, store=store, decoder=decoder, preprocess=preprocess) as stream:
         for target, entry in zip(targets, stream, strict=True):
+            if should_stop():
+                raise TrainingStoppedError("training was told to stop")
             if entry.pixels is None:
                 failed.append(ItemResult(entry.item.ordinal, error=entry.error))
                 continue

@@ -13,21 +13,15 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.optimizer import Optimizer
 
-from app.errors import DarkroomError, InvalidInputError
+from app.errors import InvalidInputError
 from app.models.spec import ModelSpec
 from app.training.recipe import TrainingRecipe
 from worker.recognisers.preprocess import Normalise
 from worker.recognisers.registry import build_module
-from worker.training.data import ImageSet
+from worker.training.data import ImageSet, TrainingStoppedError
 from worker.training.seed import seeded
 
 _EVALUATION_BATCH = 256
-
-
-class FitStoppedError(DarkroomError):
-    """Training was told to stop, so there is no network to register."""
-
-    code = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +66,7 @@ def fit(
     before each ImageBatch. On a CPU the same seed gives the same network.
 
     Raises:
-        FitStoppedError: ``should_stop`` said so.
+        TrainingStoppedError: ``should_stop`` said so.
         InvalidInputError: there is nothing to train or test on, or the loss is not finite.
     """
     _require_images(spec, train, test)
@@ -136,7 +130,7 @@ def train_one_epoch(
         torch.randperm(len(images), generator=order), recipe.train_batch_size
     ):
         if should_stop():
-            raise FitStoppedError("training was told to stop")
+            raise TrainingStoppedError("training was told to stop")
         targets = images.targets[indices].to(device)
         logits = module(normalise(images.pixels[indices].to(device)))
         loss = cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
