@@ -203,6 +203,13 @@ def test_child_that_cannot_start_is_told() -> None:
         )
 
 
+def test_program_that_is_not_there_is_told_and_leaves_no_descriptor() -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(UnavailableError, match="does not start"):
+        DecodePool.start(2, MAX_PIXELS, MAX_BYTES, command=("/no/such/program",))
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_children_end_when_their_parent_is_killed() -> None:
     parent = subprocess.Popen(
         [

@@ -59,15 +59,22 @@ class ChildProcess:
             self.await_ready()
 
     def launch(self) -> None:
-        """Start the process without waiting for it."""
-        ours, theirs = socket.socketpair()
-        self._socket = ours
-        self._memory_fd = _shared_memory()
+        """Start the process without waiting for it. Raises UnavailableError where none can be."""
+        try:
+            self._launch()
+        except OSError as error:
+            # Out of processes, memory or descriptors: it may pass.
+            self.dispose()
+            raise UnavailableError(f"a decode process does not start: {error}") from error
+
+    def _launch(self) -> None:
+        self._socket, theirs = socket.socketpair()
         environment = {name: os.environ[name] for name in _CHILD_ENVIRONMENT if name in os.environ}
         environment["PYTHONPATH"] = str(_ROOT)
         # One heap: each further one reserves address space, which the child limits.
         environment["MALLOC_ARENA_MAX"] = "1"
         with theirs:
+            self._memory_fd = _shared_memory()
             self._process = subprocess.Popen(
                 [
                     *self._command,

@@ -22,7 +22,7 @@ from worker.pipeline.child import ChildDiedError, ChildProcess, ChildTimeoutErro
 from worker.pipeline.timing import Stopwatch
 
 CHILD_COMMAND = (sys.executable, "-m", "worker.pipeline.decode_child")
-_CLOSE_SECONDS = 10.0
+_KILL_AGAIN_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +131,23 @@ class DecodePool:
         if self._closed:
             return
         self._closed = True
-        for slot in self._slots:
-            slot.kill()
         for _ in self._slots:
-            # A killed child wakes the thread that waits on it, which puts its slot back.
-            self._idle.get(timeout=_CLOSE_SECONDS).dispose()
+            self._take_killed().dispose()
         for slot in self._slots:
             # Whoever still waits for a slot gets one, and with it the error.
             self._idle.put(slot)
+
+    def _take_killed(self) -> ChildProcess:
+        """A slot of a pool that closes, once its thread has put it back."""
+        while True:
+            for slot in self._slots:
+                # Wakes the thread that waits on it. Again each time, as a thread may have been
+                # about to start another child.
+                slot.kill()
+            try:
+                return self._idle.get(timeout=_KILL_AGAIN_SECONDS)
+            except queue.Empty:
+                continue
 
     def decode(self, images: Sequence[bytes], spec: PreprocessSpec) -> DecodedRun:
         """Decode a run of image files in one child; each image gets pixels or an error.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,9 +23,11 @@ from worker.pipeline.timing import Stopwatch
 from worker.pipeline.values import ItemRef, Store
 
 #: A run ends at whichever comes first: large photos go a few at a time, so that all
-#: children have work, small pictures many at a time, so that messages cost little.
+#: children have work, small pictures many at a time, so that messages cost little. The
+#: pixels that come out are bounded too: a network that takes large images may fill memory.
 _RUN_ITEMS = 32
 _RUN_BYTES = 512 * 1024
+_RUN_PIXEL_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,8 @@ class DecodedStream:
         self._store = store
         self._decoder = decoder
         self._preprocess = preprocess
+        fitting = _RUN_PIXEL_BYTES // math.prod(preprocess.output_shape)
+        self._run_items = min(_RUN_ITEMS, max(fitting, 1))
         self._halt = threading.Event()
         # Every child at work and one run waiting for each: more would only hold memory.
         self._runs: Channel[Future[_Run]] = Channel(2 * decoder.processes)
@@ -118,7 +123,7 @@ class DecodedStream:
             if entry is not None:
                 run.append(entry)
                 run_bytes += len(entry.data)
-            if run and (entry is None or len(run) >= _RUN_ITEMS or run_bytes >= _RUN_BYTES):
+            if run and (entry is None or len(run) >= self._run_items or run_bytes >= _RUN_BYTES):
                 self._runs.put(self._pool.submit(self._decode, run))
                 run, run_bytes = [], 0
             if entry is None:
