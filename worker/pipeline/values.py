@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -89,4 +89,3 @@ class Store(Protocol):
 
 StopCheck = Callable[[], bool]
 ProgressReport = Callable[[int], None]
-Items = Sequence[ItemRef]
