@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy import select
 
-from app.errors import InvalidInputError, ItemError, NotFoundError
+from app.errors import InvalidInputError, ItemError, NotFoundError, UnavailableError
 from app.jobs.ingest import record_ingested, record_shard, record_survey
 from app.jobs.record import record_failure
+from app.log import get_logger
 from app.storage import keys
 from app.storage.ranged import open_ranged
 from app.uploads.archive import open_archive
@@ -18,6 +19,8 @@ from app.uploads.tables import Upload
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
 from worker.tasks.door import let_go
+
+log = get_logger(__name__)
 
 
 def ingest_chunk(process: WorkerProcess, held: HeldLease) -> None:
@@ -34,7 +37,11 @@ def ingest_chunk(process: WorkerProcess, held: HeldLease) -> None:
         # Recorded here rather than by the door, so that the bytes go only after the job.
         with process.db.tenant(held.lease.tenant_id) as session:
             record_failure(session, held.lease, error.as_dict())
-    process.store.delete(process.settings.bucket, [archive_key])
+    try:
+        process.store.delete(process.settings.bucket, [archive_key])
+    except UnavailableError as error:
+        # The job has ended well; bytes that nobody needs are no reason to say otherwise.
+        log.warning("archive_not_deleted", key=archive_key, detail=error.detail)
 
 
 def _unpack(process: WorkerProcess, held: HeldLease, archive_key: str) -> bool:
