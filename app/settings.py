@@ -94,7 +94,9 @@ class Settings(BaseSettings):
     drain_seconds: Seconds = Field(25, description="Time a stopping worker has to let go.")
     max_kills: Positive = Field(
         5,
-        description="Tries of one chunk that may fail, or end without a word, before its job fails.",
+        description=(
+            "Tries of one chunk that may fail, or end without a word, before its job fails."
+        ),
     )
     chunk_items: int | None = Field(
         None, gt=0, description="Fixed items per chunk; empty means sized by measured rate."

@@ -284,6 +284,8 @@ def _closed_way_pass(account: pwd.struct_passwd, binaries: Path, folder: Path) -
             "--clear-groups",
             "--inh-caps=+dac_override",
             "--ambient-caps=+dac_override",
+            # initdb asks access(2) for its neighbours, which forgets capabilities without this.
+            "--securebits=+no_setuid_fixup",
             "--",
         ]
     return []

@@ -22,7 +22,7 @@ from botocore.exceptions import ClientError
 from kombu.connection import Connection
 
 from app.stack.part import Part
-from app.stack.postgres import LocalPostgres, check_way
+from app.stack.postgres import LocalPostgres, check_way, find_postgres_binaries
 from app.stack.processes import StackError, free_port, runs_in, stop_orphan, wait_gone
 from app.stack.s3 import LocalS3
 from app.stack.valkey import LocalValkey
@@ -165,9 +165,19 @@ def test_remembered_port_that_someone_took_is_replaced(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can own a folder closed to others")
-def test_postgres_serves_from_below_a_folder_that_only_root_may_enter(data_dir: Path) -> None:
+def test_postgres_serves_from_below_a_folder_that_only_root_may_enter(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     closed = data_dir / "closed"
     closed.mkdir(mode=0o700)
+    programs = find_postgres_binaries()
+    package = programs.parents[1]
+    # With the libraries beside it, which the programs find from where they lie.
+    for folder in (programs.parent, package.with_name(f"{package.name}.libs")):
+        place = closed / folder.relative_to(package.parent)
+        shutil.copytree(folder, place, symlinks=True)
+    binaries = closed / programs.relative_to(package.parent)
+    monkeypatch.setattr("app.stack.postgres.find_postgres_binaries", lambda: binaries)
     with LocalPostgres(closed / "data", fast=True) as postgres:
         with psycopg.connect(postgres.admin_url) as connection:
             (answer,) = connection.execute("SELECT 6 * 7").fetchone() or (None,)
