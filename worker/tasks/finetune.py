@@ -8,10 +8,7 @@ from pathlib import Path
 from app.datasets.resolve import iter_samples, resolve_dataset
 from app.datasets.tables import Split
 from app.errors import InvalidInputError
-from app.jobs.record import record_chunk, record_part
-from app.log import get_logger
-from app.models.promote import move_alias
-from app.models.register import complete_version
+from app.jobs.record import record_part
 from app.models.spec import ModelSpec
 from app.training.metrics import log_metrics
 from app.training.recipe import TrainingRecipe
@@ -23,11 +20,9 @@ from worker.recognisers.preprocess import Normalise
 from worker.recognisers.registry import default_preprocess
 from worker.recognisers.weights import check_weights, save_weights
 from worker.tasks.door import let_go
-from worker.tasks.versions import store_weights
+from worker.tasks.versions import register_version, store_weights
 from worker.training.data import ImageSet, TrainingStoppedError, load_images
 from worker.training.fit import EpochReport, evaluate, fit
-
-log = get_logger(__name__)
 
 
 def finetune_chunk(process: WorkerProcess, held: HeldLease) -> None:
@@ -149,25 +144,12 @@ def _register(
         "f1": scores.f1,
         "unreadable_images": unread,
     }
-    with process.db.tenant(lease.tenant_id) as session:
-        record_chunk(session, lease, result=result)
-        complete_version(
-            session,
-            lease.tenant_id,
-            version_id,
-            spec=spec,
-            weights_key=stored.key,
-            weights_sha256=stored.sha256,
-            weights_bytes=stored.size_bytes,
-            parameter_count=report.parameters,
-            scores=scores.as_dict(),
-        )
-        if lease.options["alias"]:
-            move_alias(
-                session,
-                lease.tenant_id,
-                lease.options["model"],
-                lease.options["alias"],
-                version_id,
-            )
-    log.info("version_registered", version=version_id, accuracy=scores.accuracy)
+    register_version(
+        process,
+        lease,
+        spec,
+        stored,
+        parameter_count=report.parameters,
+        result=result,
+        scores=scores.as_dict(),
+    )

@@ -10,19 +10,13 @@ from sqlalchemy import select
 
 from app.errors import InvalidInputError
 from app.jobs.claim import Lease
-from app.jobs.record import record_chunk
-from app.log import get_logger
-from app.models.promote import move_alias
-from app.models.register import complete_version
 from app.models.spec import ModelSpec, PreprocessSpec
 from app.uploads.tables import Upload
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
 from worker.recognisers.registry import default_preprocess, imagenet_classes
 from worker.recognisers.weights import check_weights, save_weights
-from worker.tasks.versions import fetch_upload, store_weights
-
-log = get_logger(__name__)
+from worker.tasks.versions import fetch_upload, register_version, store_weights
 
 _TORCHVISION = "torchvision:"
 
@@ -43,28 +37,15 @@ def import_chunk(process: WorkerProcess, held: HeldLease) -> None:
         "dtypes": list(report.dtypes),
         "sha256": stored.sha256,
     }
-    with process.db.tenant(lease.tenant_id) as session:
-        record_chunk(session, lease, result=result)
-        complete_version(
-            session,
-            lease.tenant_id,
-            version_id,
-            spec=spec,
-            weights_key=stored.key,
-            weights_sha256=stored.sha256,
-            weights_bytes=stored.size_bytes,
-            parameter_count=report.parameters,
-            lineage={"weights_sha256": stored.sha256},
-        )
-        if lease.options["alias"]:
-            move_alias(
-                session,
-                lease.tenant_id,
-                lease.options["model"],
-                lease.options["alias"],
-                version_id,
-            )
-    log.info("version_registered", version=version_id)
+    register_version(
+        process,
+        lease,
+        spec,
+        stored,
+        parameter_count=report.parameters,
+        result=result,
+        lineage={"weights_sha256": stored.sha256},
+    )
 
 
 def _spec(lease: Lease) -> ModelSpec:

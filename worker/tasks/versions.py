@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.errors import ConflictError, InvalidInputError, StorageError
 from app.jobs.claim import Lease
+from app.jobs.record import record_chunk
+from app.log import get_logger
+from app.models.promote import move_alias
+from app.models.register import complete_version
 from app.models.resolve import get_version, spec_of
 from app.models.spec import ModelSpec
 from app.models.states import VersionState
@@ -20,6 +25,8 @@ from worker.process import WorkerProcess
 
 if TYPE_CHECKING:
     from worker.recognisers.load import Recogniser
+
+log = get_logger(__name__)
 
 _COPY_BYTES = 4 * 1024 * 1024
 
@@ -118,6 +125,43 @@ def store_weights(process: WorkerProcess, lease: Lease, path: Path) -> StoredWei
             digest.update(data)
             writer.write(data)
     return StoredWeights(key, digest.hexdigest(), path.stat().st_size)
+
+
+def register_version(
+    process: WorkerProcess,
+    lease: Lease,
+    spec: ModelSpec,
+    stored: StoredWeights,
+    *,
+    parameter_count: int,
+    result: Mapping[str, Any],
+    scores: Mapping[str, Any] | None = None,
+    lineage: Mapping[str, Any] | None = None,
+) -> None:
+    """Make the version, its alias and the end of its job true in one transaction.
+
+    Raises:
+        FencedError: the lease was lost; nothing is written.
+    """
+    version_id, options = str(lease.model_version_id), lease.options
+    with process.db.tenant(lease.tenant_id) as session:
+        # The fence first: an attempt that lost its lease registers nothing.
+        record_chunk(session, lease, result=dict(result))
+        complete_version(
+            session,
+            lease.tenant_id,
+            version_id,
+            spec=spec,
+            weights_key=stored.key,
+            weights_sha256=stored.sha256,
+            weights_bytes=stored.size_bytes,
+            parameter_count=parameter_count,
+            scores=scores,
+            lineage=lineage,
+        )
+        if options["alias"]:
+            move_alias(session, lease.tenant_id, options["model"], options["alias"], version_id)
+    log.info("version_registered", version=version_id)
 
 
 def fetch_upload(process: WorkerProcess, key: str, path: Path) -> None:
