@@ -6,7 +6,6 @@ import signal
 import threading
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
-from typing import Any
 
 import structlog
 from flask import Response, g, request
@@ -116,12 +115,6 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     app.before_request(begin)
     app.after_request(_end)
     return app
-
-
-def openapi_document(app: OpenAPI) -> dict[str, Any]:
-    """The OpenAPI document of an application."""
-    document: dict[str, Any] = app.extensions["darkroom.openapi"]
-    return document
 
 
 def _begin(operation: Operation | None) -> None:

@@ -87,14 +87,6 @@ def read_fractions(text: str | None) -> tuple[float, float, float] | None:
     return (parts[0], parts[1], parts[2])
 
 
-def split_reference(text: str, option: str) -> tuple[str, int]:
-    """``digits@2`` as name and number."""
-    name, _, number = text.partition("@")
-    if not name or not number.isdigit():
-        raise typer.BadParameter(f"{text!r} is not of the form NAME@NUMBER", param_hint=option)
-    return name, int(number)
-
-
 def send_file(
     darkroom: Darkroom,
     path: Path,

@@ -20,14 +20,13 @@ from worker.recognisers.cnn import SmallCnn
 from worker.recognisers.load import Recogniser, device_lock, load_recogniser
 from worker.recognisers.preprocess import Normalise
 from worker.recognisers.registry import (
-    arch_names,
     build_empty_module,
     build_module,
     default_preprocess,
     imagenet_classes,
 )
 from worker.recognisers.weights import save_weights
-from worker.recognisers.zoo import fetch_torchvision_weights, torchvision_spec
+from worker.recognisers.zoo import fetch_torchvision_weights, torchvision_spec, zoo_names
 
 
 def zoo_spec(arch: str, classes: int = 2, **changes: Any) -> ModelSpec:
@@ -41,9 +40,9 @@ def test_small_cnn_has_the_layers_it_is_named_for() -> None:
     assert SmallCnn(10)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
-def test_registry_knows_the_small_cnn_and_torchvisions_classifiers() -> None:
-    names = arch_names()
-    assert {"small_cnn", "squeezenet1_0", "resnet50", "vit_b_16", "swin_t"} <= set(names)
+def test_zoo_holds_torchvisions_classifiers_and_nothing_else() -> None:
+    names = zoo_names()
+    assert {"squeezenet1_0", "resnet50", "vit_b_16", "swin_t"} <= set(names)
     assert not [name for name in names if "quantized" in name or "rcnn" in name]
 
 

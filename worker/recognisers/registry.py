@@ -21,13 +21,6 @@ SMALL_CNN = "small_cnn"
 _HALVES = (0.5, 0.5, 0.5)
 
 
-def arch_names() -> list[str]:
-    """Names of every architecture a ModelSpec may have."""
-    from worker.recognisers.zoo import zoo_names
-
-    return sorted([SMALL_CNN, *zoo_names()])
-
-
 def build_module(spec: ModelSpec) -> nn.Module:
     """The untrained network of a spec, its parameters drawn from torch's generator.
 
