@@ -66,6 +66,7 @@ def add_chunk(session: Session, job: Job, task: ChunkTask, lo: int = 0, hi: int 
         state=ChunkState.PENDING,
         lo=lo,
         hi=hi,
+        first_item=lo,
         items=pack_items(items) if items else None,
     )
     session.add(chunk)

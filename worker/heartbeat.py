@@ -18,6 +18,7 @@ from app.jobs.claim import Lease, extend_lease, look_at_lease
 from app.jobs.states import JobState
 from app.jobs.tables import WorkerRow
 from app.log import get_logger
+from app.points import reach
 
 if TYPE_CHECKING:
     from worker.process import WorkerProcess
@@ -107,6 +108,8 @@ class Heartbeat:
         pause = min(_LOOK_SECONDS, settings.heartbeat_seconds)
         while not self._closing.wait(pause):
             beats = monotonic_seconds() >= beat_at
+            if beats:
+                reach("heartbeat")
             try:
                 self._visit_leases(extend=beats)
                 if beats:

@@ -65,6 +65,7 @@ class Counts(Value):
     failed: int = 0
     skipped: int = 0
     cancelled: int = 0
+    expired: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ class Snapshot:
     #: Items by state, as the job's row counts them.
     counts: Mapping[str, int]
     cancelled: int
+    expired: int
     options: Mapping[str, Any]
     created_at: str
     ended_at: str | None
@@ -81,6 +82,7 @@ def take_snapshot(session: Session, tenant_id: str, job_id: str) -> Snapshot:
             ItemState.SKIPPED.value: job.skipped,
         },
         cancelled=job.cancelled,
+        expired=job.expired,
         options=job.options,
         created_at=job.created_at.isoformat(),
         ended_at=job.ended_at.isoformat() if job.ended_at else None,

@@ -162,6 +162,7 @@ def _describe(
                 "total": snapshot.total,
                 **snapshot.counts,
                 "cancelled": snapshot.cancelled,
+                "expired": snapshot.expired,
             },
         },
         "model": asdict(snapshot.provenance),

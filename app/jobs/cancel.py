@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func
 from sqlalchemy.orm import Session
 
-from app.db.transition import transition
 from app.errors import ConflictError
+from app.jobs.move import move_job
 from app.jobs.progress import get_job
-from app.jobs.states import JOB_SOURCES, JobState
+from app.jobs.states import JobState, StopReason
 from app.jobs.tables import Job
 
 
@@ -22,14 +21,7 @@ def cancel_job(session: Session, tenant_id: str, job_id: str) -> Job:
         NotFoundError: no such job.
         ConflictError: the job has already ended.
     """
-    transition(
-        session,
-        Job,
-        JobState.CANCELLING,
-        sources=JOB_SOURCES[JobState.CANCELLING],
-        where=[Job.id == job_id, Job.tenant_id == tenant_id],
-        values={"updated_at": func.now()},
-    )
+    move_job(session, tenant_id, job_id, JobState.CANCELLING, stop_reason=StopReason.CANCEL)
     job = get_job(session, tenant_id, job_id)
     # The caller may have read the row earlier in this session.
     session.refresh(job)

@@ -10,7 +10,9 @@ from sqlalchemy import and_, case, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.transition import transition
-from app.jobs.states import CHUNK_SOURCES, JOB_SOURCES, ChunkState, ChunkTask, JobKind, JobState
+from app.jobs.items import slice_items
+from app.jobs.move import move_job
+from app.jobs.states import CHUNK_SOURCES, ChunkState, ChunkTask, JobKind, JobState
 from app.jobs.tables import Chunk, Job
 
 
@@ -92,6 +94,7 @@ def claim_chunk(
             Chunk.attempt,
             Chunk.lo,
             Chunk.hi,
+            Chunk.first_item,
             Chunk.cursor,
         ),
     )
@@ -107,6 +110,9 @@ def claim_chunk(
     ).one()
     # Read apart: RETURNING would send the old and possibly large value through the UPDATE.
     items = session.scalar(select(Chunk.items).where(Chunk.id == chunk_id))
+    if items is not None:
+        # References of recorded items stay in the row; the lease is for the others.
+        items = slice_items(items, chunk.lo - chunk.first_item, chunk.hi - chunk.first_item)
     return Lease(
         chunk_id=chunk_id,
         job_id=chunk.job_id,
@@ -200,11 +206,4 @@ def _job_state(session: Session, lease: Lease) -> JobState:
 
 
 def _start_job(session: Session, tenant_id: str, job_id: str) -> None:
-    transition(
-        session,
-        Job,
-        JobState.RUNNING,
-        sources=JOB_SOURCES[JobState.RUNNING],
-        where=[Job.id == job_id, Job.tenant_id == tenant_id],
-        values={"updated_at": func.now()},
-    )
+    move_job(session, tenant_id, job_id, JobState.RUNNING, sources=[JobState.QUEUED])

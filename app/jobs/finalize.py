@@ -8,16 +8,18 @@ from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
 from app.db.transition import transition
+from app.jobs.move import move_job
 from app.jobs.states import (
     CHUNK_SOURCES,
     JOB_SOURCES,
-    TERMINAL_JOB_STATES,
     ChunkState,
     JobKind,
     JobState,
+    StopReason,
 )
 from app.jobs.tables import Chunk, Job
 from app.models.register import fail_version
+from app.points import reach
 from app.uploads.settle import settle_upload
 
 
@@ -26,8 +28,9 @@ def close_job(session: Session, tenant_id: str, job_id: str) -> None:
 
     Succeeded, partially succeeded or failed, by its counts.
     """
-    if not _move(session, tenant_id, job_id, JobState.FINALIZING):
+    if not move_job(session, tenant_id, job_id, JobState.FINALIZING):
         return
+    reach("close")
     job = session.execute(
         select(Job.total, Job.succeeded, Job.failed, Job.skipped).where(Job.id == job_id)
     ).one()
@@ -36,13 +39,13 @@ def close_job(session: Session, tenant_id: str, job_id: str) -> None:
             "code": "all_items_failed",
             "detail": f"all {job.total} items failed; see the job's errors",
         }
-        _move(session, tenant_id, job_id, JobState.FAILED, error=error)
+        move_job(session, tenant_id, job_id, JobState.FAILED, error=error)
         outcome = JobState.FAILED
     elif job.failed:
-        _move(session, tenant_id, job_id, JobState.PARTIALLY_SUCCEEDED)
+        move_job(session, tenant_id, job_id, JobState.PARTIALLY_SUCCEEDED)
         outcome = JobState.PARTIALLY_SUCCEEDED
     else:
-        _move(session, tenant_id, job_id, JobState.SUCCEEDED)
+        move_job(session, tenant_id, job_id, JobState.SUCCEEDED)
         outcome = JobState.SUCCEEDED
     _settle(session, tenant_id, job_id, outcome)
 
@@ -62,13 +65,15 @@ def fail_job(session: Session, tenant_id: str, job_id: str, error: dict[str, Any
         where=[Chunk.job_id == job_id, Chunk.tenant_id == tenant_id],
         values={"lease_until": None, "worker_id": None},
     )
-    moved = _move(
+    moved = move_job(
         session,
         tenant_id,
         job_id,
         JobState.FAILED,
+        # A job that was told to stop ends as its reason says.
+        sources=JOB_SOURCES[JobState.FAILED] - {JobState.CANCELLING},
         error=error,
-        **_rest_is_cancelled(),
+        **_rest_is("cancelled"),
     )
     if moved:
         _settle(session, tenant_id, job_id, JobState.FAILED)
@@ -92,13 +97,20 @@ def lock_open_chunks(session: Session, tenant_id: str, job_id: str) -> None:
     )
 
 
-def close_cancelled_if_let_go(session: Session, tenant_id: str, job_id: str) -> bool:
-    """Close a job being cancelled once no worker holds one of its chunks.
+def close_stopped_if_let_go(session: Session, tenant_id: str, job_id: str) -> bool:
+    """Close a job that was told to stop, once no worker holds one of its chunks.
 
-    Called by every worker that lets go and by the sweeper. Whoever calls last sees the
-    others' chunks ended, because each has locked the job's row before looking.
+    It ends as its ``stop_reason`` says. Called by every worker that lets go and by the
+    sweeper. Whoever calls last sees the others' chunks ended, because each has locked the
+    job's row before looking.
     """
-    session.execute(select(Job.id).where(Job.id == job_id).with_for_update())
+    job = session.execute(
+        select(
+            Job.stop_reason, Job.failed, Job.total, Job.max_failed_items, Job.max_failed_fraction
+        )
+        .where(Job.id == job_id)
+        .with_for_update()
+    ).one()
     still_open = session.scalar(
         select(
             exists().where(
@@ -109,33 +121,53 @@ def close_cancelled_if_let_go(session: Session, tenant_id: str, job_id: str) -> 
     )
     if still_open:
         return False
-    moved = _move(session, tenant_id, job_id, JobState.CANCELLED, **_rest_is_cancelled())
+    match job.stop_reason:
+        case StopReason.DEADLINE:
+            outcome, values = JobState.EXPIRED, _rest_is("expired")
+        case StopReason.FAILURES:
+            outcome, values = JobState.FAILED, _rest_is("cancelled")
+            values["error"] = _too_many_failures(job)
+        case _:
+            outcome, values = JobState.CANCELLED, _rest_is("cancelled")
+    moved = move_job(session, tenant_id, job_id, outcome, sources=[JobState.CANCELLING], **values)
     if moved:
-        _settle(session, tenant_id, job_id, JobState.CANCELLED)
+        _settle(session, tenant_id, job_id, outcome)
     return moved
 
 
-def _rest_is_cancelled() -> dict[str, Any]:
-    """Columns of a job that ends early: its total is what was found, the counts sum to it."""
+def stopped_as(reason: str | None) -> tuple[ChunkState, str]:
+    """State of the chunks that a stop ends, and the job's counter of their untouched items."""
+    if reason == StopReason.DEADLINE:
+        return ChunkState.EXPIRED, "expired"
+    return ChunkState.CANCELLED, "cancelled"
+
+
+def _too_many_failures(job: Any) -> dict[str, Any]:
+    allowed = " and ".join(
+        text
+        for limit, text in (
+            (job.max_failed_items, f"{job.max_failed_items} items"),
+            (job.max_failed_fraction, f"a fraction of {job.max_failed_fraction}"),
+        )
+        if limit is not None
+    )
     return {
-        "sealed_at": func.coalesce(Job.sealed_at, func.now()),
-        "cancelled": Job.total - Job.succeeded - Job.failed - Job.skipped,
+        "code": "too_many_failures",
+        "detail": (
+            f"{job.failed} of {job.total} items failed, more than the failure budget of "
+            f"{allowed} allows; see the job's errors. What had finished is kept."
+        ),
     }
 
 
-def _move(session: Session, tenant_id: str, job_id: str, to: JobState, **values: Any) -> bool:
-    if to in TERMINAL_JOB_STATES:
-        values["ended_at"] = func.clock_timestamp()
-    return bool(
-        transition(
-            session,
-            Job,
-            to,
-            sources=JOB_SOURCES[to],
-            where=[Job.id == job_id, Job.tenant_id == tenant_id],
-            values={"updated_at": func.clock_timestamp(), **values},
-        )
-    )
+def _rest_is(counter: str) -> dict[str, Any]:
+    """Columns of a job that ends early: its total is what was found, the counts sum to it."""
+    column = getattr(Job, counter)
+    ended = Job.succeeded + Job.failed + Job.skipped + Job.cancelled + Job.expired
+    return {
+        "sealed_at": func.coalesce(Job.sealed_at, func.now()),
+        counter: column + Job.total - ended,
+    }
 
 
 def _settle(session: Session, tenant_id: str, job_id: str, outcome: JobState) -> None:

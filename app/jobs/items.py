@@ -68,9 +68,9 @@ def unpack_items(body: dict[str, Any]) -> list[JobItem]:
     ]
 
 
-def drop_first(body: dict[str, Any], count: int) -> dict[str, Any]:
-    """The same without its first ``count`` items."""
-    return {**body, "rows": body["rows"][count:]}
+def slice_items(body: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """The same with only the items at positions [start, stop)."""
+    return {**body, "rows": body["rows"][start:stop]}
 
 
 def fetched_together(left: JobItem, right: JobItem) -> bool:

@@ -138,6 +138,7 @@ class _Part:
                     "state": ChunkState.PENDING,
                     "lo": lo,
                     "hi": lo + len(run),
+                    "first_item": lo,
                     "items": pack_items(run),
                 }
             )

@@ -42,7 +42,7 @@ def list_jobs(
 def counts(job: Job) -> dict[str, int]:
     """Items by how they ended; in a closed job they sum to ``total``.
 
-    ``done`` are those that were worked on: cancelled ones were left untouched.
+    ``done`` are those that were worked on: cancelled and expired ones were left untouched.
     """
     return {
         "total": job.total,
@@ -51,6 +51,7 @@ def counts(job: Job) -> dict[str, int]:
         "failed": job.failed,
         "skipped": job.skipped,
         "cancelled": job.cancelled,
+        "expired": job.expired,
     }
 
 
@@ -70,4 +71,4 @@ def rate_and_eta(job: Job) -> tuple[float | None, float | None]:
     rate = worked / seconds
     if job.state in TERMINAL_JOB_STATES or job.sealed_at is None:
         return rate, None
-    return rate, max(job.total - worked - job.cancelled, 0) / rate
+    return rate, max(job.total - worked - job.cancelled - job.expired, 0) / rate

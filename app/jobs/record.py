@@ -20,14 +20,15 @@ from app.db.transition import transition
 from app.errors import FencedError, InvalidInputError
 from app.jobs.claim import Lease, holds
 from app.jobs.finalize import (
-    close_cancelled_if_let_go,
     close_job,
+    close_stopped_if_let_go,
     fail_job,
     lock_open_chunks,
+    stopped_as,
 )
-from app.jobs.items import drop_first
+from app.jobs.move import move_job
 from app.jobs.source import describe_input
-from app.jobs.states import CHUNK_SOURCES, JOB_SOURCES, ChunkState, ItemState, JobState
+from app.jobs.states import CHUNK_SOURCES, ChunkState, ItemState, JobState
 from app.jobs.tables import Chunk, Job
 
 
@@ -80,7 +81,7 @@ def record_chunk(
     _move_chunk(session, lease, ChunkState.DONE)
     job = _count(session, lease, rows, extra={"result": result} if result is not None else {})
     if job.state == JobState.CANCELLING:
-        close_cancelled_if_let_go(session, lease.tenant_id, lease.job_id)
+        close_stopped_if_let_go(session, lease.tenant_id, lease.job_id)
     elif job.sealed_at is not None and job.done == job.total:
         close_job(session, lease.tenant_id, lease.job_id)
 
@@ -110,7 +111,7 @@ def record_part(
     }
     # Without items the work begins anew after a loss, so a step done proves nothing.
     if rows or added:
-        values["kills"] = 0
+        values |= {"kills": 0, "faults": 0}
     held = session.execute(
         update(Chunk)
         .where(*holds(lease))
@@ -144,24 +145,28 @@ def record_prefix(session: Session, lease: Lease, rows: Sequence[ItemRow]) -> No
         lease,
         ChunkState.PENDING,
         lo=keep_from,
-        items=drop_first(lease.items or {}, len(rows)),
         last_rung_at=None,
         progress=0,
-        **({"kills": 0} if rows else {}),
+        **({"kills": 0, "faults": 0} if rows else {}),
     )
     _count(session, lease, rows)
 
 
-def record_cancelled(session: Session, lease: Lease, rows: Sequence[ItemRow] = ()) -> None:
-    """Let go of a chunk of a cancelled job: finished items stay, the others count as cancelled.
+def record_stopped(session: Session, lease: Lease, rows: Sequence[ItemRow] = ()) -> None:
+    """Let go of a chunk of a job that was told to stop.
+
+    Finished items stay, the others count as cancelled, or as expired where it was a deadline.
 
     Raises:
         FencedError: the lease was lost; nothing is written.
     """
-    _move_chunk(session, lease, ChunkState.CANCELLED)
+    # Set with the move to CANCELLING, which the worker has seen, and never again.
+    reason = session.scalar(select(Job.stop_reason).where(Job.id == lease.job_id))
+    state, counter = stopped_as(reason)
+    _move_chunk(session, lease, state)
     left = max(lease.hi - lease.lo - len(rows), 0)
-    _count(session, lease, rows, extra={"cancelled": Job.cancelled + left})
-    close_cancelled_if_let_go(session, lease.tenant_id, lease.job_id)
+    _count(session, lease, rows, extra={counter: getattr(Job, counter) + left})
+    close_stopped_if_let_go(session, lease.tenant_id, lease.job_id)
 
 
 def _move_chunk(session: Session, lease: Lease, to: ChunkState, **values: Any) -> None:
@@ -198,7 +203,7 @@ def _count(
             Job.state,
             Job.total,
             Job.sealed_at,
-            (Job.succeeded + Job.failed + Job.skipped + Job.cancelled).label("done"),
+            (Job.succeeded + Job.failed + Job.skipped + Job.cancelled + Job.expired).label("done"),
         )
         .execution_options(synchronize_session=False)
     ).one()
@@ -258,7 +263,7 @@ def record_plan(session: Session, lease: Lease) -> None:
     _move_chunk(session, lease, ChunkState.DONE)
     job = _count(session, lease, (), extra={"sealed_at": func.now()})
     if job.state == JobState.CANCELLING:
-        close_cancelled_if_let_go(session, lease.tenant_id, lease.job_id)
+        close_stopped_if_let_go(session, lease.tenant_id, lease.job_id)
     elif job.total == 0:
         error = InvalidInputError(
             f"there is nothing to recognise in {describe_input(lease.input)}; check its spelling, "
@@ -267,12 +272,13 @@ def record_plan(session: Session, lease: Lease) -> None:
         )
         fail_job(session, lease.tenant_id, lease.job_id, error.as_dict())
     else:
-        transition(
+        # Not from paused: a resume finds the plan sealed and goes on from there.
+        move_job(
             session,
-            Job,
+            lease.tenant_id,
+            lease.job_id,
             JobState.QUEUED,
-            sources=JOB_SOURCES[JobState.QUEUED],
-            where=[Job.id == lease.job_id, Job.tenant_id == lease.tenant_id],
+            sources=[JobState.VALIDATING],
         )
 
 

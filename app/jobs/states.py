@@ -33,7 +33,11 @@ class JobState(enum.StrEnum):
     #: All chunks are done, the outcome is being written; ends in the same transaction
     #: unless the kind has closing work.
     FINALIZING = "finalizing"
-    #: Cancelled by the client, but a worker still holds a chunk; ends when it lets go.
+    #: Held by the client: nothing of it is claimed, and what was running is given back; the
+    #: client's resume moves it back to where it stood.
+    PAUSED = "paused"
+    #: Told to stop (``stop_reason`` says why), but a worker may still hold a chunk; ends when
+    #: it lets go.
     CANCELLING = "cancelling"
     #: Every item succeeded.
     SUCCEEDED = "succeeded"
@@ -41,8 +45,21 @@ class JobState(enum.StrEnum):
     PARTIALLY_SUCCEEDED = "partially_succeeded"
     #: Every item failed, or the job itself could not be done; ``error`` says why.
     FAILED = "failed"
+    #: Its deadline passed; what had finished stays.
+    EXPIRED = "expired"
     #: Cancelled; what had finished stays.
     CANCELLED = "cancelled"
+
+
+class StopReason(enum.StrEnum):
+    """Why a job is told to stop before its end; decides the state it ends in."""
+
+    #: The client asked for it; ends cancelled.
+    CANCEL = "cancel"
+    #: Its deadline passed; ends expired.
+    DEADLINE = "deadline"
+    #: More of its items failed than its failure budget allows; ends failed.
+    FAILURES = "failures"
 
 
 TERMINAL_JOB_STATES = frozenset(
@@ -50,21 +67,29 @@ TERMINAL_JOB_STATES = frozenset(
         JobState.SUCCEEDED,
         JobState.PARTIALLY_SUCCEEDED,
         JobState.FAILED,
+        JobState.EXPIRED,
         JobState.CANCELLED,
     }
 )
 
+#: States in which a job is neither ended nor told to stop.
+_GOING_ON = frozenset({JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING, JobState.PAUSED})
+
 #: Allowed moves: target → the states it may be reached from.
 JOB_SOURCES: Mapping[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.VALIDATING}),
-    JobState.RUNNING: frozenset({JobState.QUEUED}),
-    JobState.FINALIZING: frozenset({JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING}),
-    JobState.CANCELLING: frozenset({JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING}),
+    # From PAUSED by a resume, to where the job stood.
+    JobState.VALIDATING: frozenset({JobState.PAUSED}),
+    JobState.QUEUED: frozenset({JobState.VALIDATING, JobState.PAUSED}),
+    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.PAUSED}),
+    JobState.PAUSED: frozenset({JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING}),
+    # From PAUSED too: what a worker had in hand may have been the last.
+    JobState.FINALIZING: _GOING_ON,
+    JobState.CANCELLING: _GOING_ON,
     JobState.SUCCEEDED: frozenset({JobState.FINALIZING}),
     JobState.PARTIALLY_SUCCEEDED: frozenset({JobState.FINALIZING}),
-    JobState.FAILED: frozenset(
-        {JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING, JobState.FINALIZING}
-    ),
+    # From CANCELLING where the failure budget was the reason.
+    JobState.FAILED: _GOING_ON | {JobState.FINALIZING, JobState.CANCELLING},
+    JobState.EXPIRED: frozenset({JobState.CANCELLING}),
     JobState.CANCELLED: frozenset({JobState.CANCELLING}),
 }
 
@@ -90,7 +115,9 @@ class ChunkState(enum.StrEnum):
     RUNNING = "running"
     #: Its results are recorded, or its job failed with it.
     DONE = "done"
-    #: Its job was cancelled before it ran to its end.
+    #: Its job's deadline passed before it ran to its end.
+    EXPIRED = "expired"
+    #: Its job was cancelled, or failed, before it ran to its end.
     CANCELLED = "cancelled"
 
 
@@ -99,6 +126,7 @@ CHUNK_SOURCES: Mapping[ChunkState, frozenset[ChunkState]] = {
     # From RUNNING too: a claim may take over a lease that has ended before the sweeper saw it.
     ChunkState.RUNNING: frozenset({ChunkState.PENDING, ChunkState.RUNNING}),
     ChunkState.DONE: frozenset({ChunkState.RUNNING}),
+    ChunkState.EXPIRED: frozenset({ChunkState.PENDING, ChunkState.RUNNING}),
     ChunkState.CANCELLED: frozenset({ChunkState.PENDING, ChunkState.RUNNING}),
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -22,7 +23,18 @@ import app.datasets.tables
 import app.models.tables
 import app.tenants.tables  # noqa: F401
 from app.db.base import Base, Id, IdText, Json, JsonList, Moment, one_of
-from app.jobs.states import ChunkState, ChunkTask, ItemState, JobKind, JobState
+from app.jobs.states import (
+    TERMINAL_JOB_STATES,
+    ChunkState,
+    ChunkTask,
+    ItemState,
+    JobKind,
+    JobState,
+    StopReason,
+)
+
+#: In the order of the enum, so that the SQL is the same each time.
+_ENDED = ", ".join(f"'{state.value}'" for state in JobState if state in TERMINAL_JOB_STATES)
 
 
 class Job(Base):
@@ -49,7 +61,10 @@ class Job(Base):
     succeeded: Mapped[int] = mapped_column(BigInteger, default=0)
     failed: Mapped[int] = mapped_column(BigInteger, default=0)
     skipped: Mapped[int] = mapped_column(BigInteger, default=0)
+    #: Left untouched by a cancel, or by the failure of the job.
     cancelled: Mapped[int] = mapped_column(BigInteger, default=0)
+    #: Left untouched when the deadline passed.
+    expired: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
     #: Counts the recordings; its holder has the row locked, so it has no holes.
     seq: Mapped[int] = mapped_column(BigInteger, default=0)
     #: Jobs without items: ``{"step": 3, "steps": 30, "unit": "epoch"}``.
@@ -59,12 +74,24 @@ class Job(Base):
     #: Why the job failed: code, detail, errors.
     error: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
 
+    #: Must have ended by then, or ends expired.
+    deadline_at: Mapped[Moment | None]
+    #: Failure budget: with more failed items than this (a count, a fraction of the total)
+    #: the job is told to stop.
+    max_failed_items: Mapped[int | None] = mapped_column(BigInteger)
+    max_failed_fraction: Mapped[float | None] = mapped_column(Double)
+    #: Why a job that is being stopped, or was, was told to; see :class:`StopReason`.
+    stop_reason: Mapped[str | None] = mapped_column(Text)
+    #: The job whose failed or unfinished items this one tries again.
+    retry_of: Mapped[Id | None] = mapped_column(ForeignKey("jobs.id"))
+
     created_at: Mapped[Moment] = mapped_column(server_default=func.now())
     #: Planning is complete: ``total`` is final and the job may close.
     sealed_at: Mapped[Moment | None]
     queued_at: Mapped[Moment | None]
     running_at: Mapped[Moment | None]
     finalizing_at: Mapped[Moment | None]
+    paused_at: Mapped[Moment | None]
     cancelling_at: Mapped[Moment | None]
     #: Set with any terminal state.
     ended_at: Mapped[Moment | None]
@@ -75,23 +102,25 @@ class Job(Base):
         CheckConstraint(one_of("kind", JobKind), name="kind"),
         CheckConstraint(one_of("state", JobState), name="state"),
         CheckConstraint(
-            "succeeded >= 0 AND failed >= 0 AND skipped >= 0 AND cancelled >= 0 "
-            "AND (sealed_at IS NULL OR succeeded + failed + skipped + cancelled <= total)",
+            "succeeded >= 0 AND failed >= 0 AND skipped >= 0 AND cancelled >= 0 AND expired >= 0 "
+            "AND (sealed_at IS NULL "
+            "OR succeeded + failed + skipped + cancelled + expired <= total)",
             name="counts",
         ),
-        CheckConstraint(
-            "(ended_at IS NOT NULL) = "
-            "(state IN ('succeeded', 'partially_succeeded', 'failed', 'cancelled'))",
-            name="ended",
-        ),
+        CheckConstraint(f"(ended_at IS NOT NULL) = (state IN ({_ENDED}))", name="ended"),
+        CheckConstraint(one_of("stop_reason", StopReason), name="stop_reason"),
         Index("ix_jobs_tenant_id_id", "tenant_id", "id"),
         Index(
             "ix_jobs_open",
             "state",
-            postgresql_where=text(
-                "state NOT IN ('succeeded', 'partially_succeeded', 'failed', 'cancelled')"
-            ),
+            postgresql_where=text(f"state NOT IN ({_ENDED})"),
         ),
+        Index(
+            "ix_jobs_deadline_at",
+            "deadline_at",
+            postgresql_where=text("ended_at IS NULL AND deadline_at IS NOT NULL"),
+        ),
+        Index("ix_jobs_retry_of", "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
         Index("ix_jobs_model_version_id", "model_version_id", "ended_at"),
     )
 
@@ -110,15 +139,20 @@ class Chunk(Base):
     #: Items [lo, hi) of the job; empty for chunks that have no items.
     lo: Mapped[int] = mapped_column(BigInteger, default=0)
     hi: Mapped[int] = mapped_column(BigInteger, default=0)
-    #: See :class:`app.jobs.items.ItemList`.
+    #: References of the items [first_item, …), see :mod:`app.jobs.items`. Recorded ones stay,
+    #: so that a retry finds them: the chunk's own are those of [lo, hi).
     items: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    #: Ordinal of the first reference in ``items``; ``lo`` as planned or split off.
+    first_item: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
     #: Where a resumable task goes on after its last recording.
     cursor: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
 
     #: The fencing token: grows with every claim.
     attempt: Mapped[int] = mapped_column(Integer, default=0)
-    #: Leases that ended without a word.
+    #: Leases that ended without a word since the chunk last got on.
     kills: Mapped[int] = mapped_column(Integer, default=0)
+    #: Tries that ended with a fault that may pass, since the chunk last got on.
+    faults: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
     worker_id: Mapped[Id | None]
     lease_until: Mapped[Moment | None]
     due_at: Mapped[Moment] = mapped_column(server_default=func.now())

@@ -15,12 +15,12 @@ from app.jobs.claim import Lease, look_at_lease
 from app.jobs.ingest import record_ingested, record_survey
 from app.jobs.progress import get_job
 from app.jobs.record import (
-    record_cancelled,
     record_chunk,
     record_failure,
     record_part,
     record_plan,
     record_prefix,
+    record_stopped,
 )
 from app.jobs.states import ChunkTask, JobKind, JobState
 from app.jobs.submit import submit_finetune, submit_ingest
@@ -80,7 +80,7 @@ def test_running_job_stays_cancelling_until_its_worker_lets_go(quiet: Database, 
     assert (job.state, job.succeeded, job.cancelled) == (JobState.CANCELLING, 3, 5)
     with quiet.tenant(owner) as session:
         assert look_at_lease(session, held) == JobState.CANCELLING
-        record_cancelled(session, held, rows_of(held, 1, failed=[3]))
+        record_stopped(session, held, rows_of(held, 1, failed=[3]))
     job = assert_closed(quiet, owner, job_id, JobState.CANCELLED)
     assert (job.succeeded, job.failed, job.cancelled) == (3, 1, 8)
 
@@ -145,7 +145,7 @@ def test_cancel_while_the_input_is_read_keeps_what_was_found_as_the_total(
     sweep_once(quiet, max_kills=5)
     assert look_at_job(quiet, owner, job.id).state == JobState.CANCELLING
     with quiet.tenant(owner) as session:
-        record_cancelled(session, plan)
+        record_stopped(session, plan)
     ended = assert_closed(quiet, owner, job.id, JobState.CANCELLED)
     assert (ended.total, ended.cancelled) == (6, 6)
     assert ended.sealed_at is not None
@@ -178,7 +178,7 @@ def test_cancelled_ingest_counts_the_members_it_never_reached(quiet: Database, o
         record_survey(session, lease, 9, lease_seconds=30)
     cancel(quiet, owner, job_id)
     with quiet.tenant(owner) as session:
-        record_cancelled(session, lease)
+        record_stopped(session, lease)
     job = assert_closed(quiet, owner, job_id, JobState.CANCELLED)
     assert (job.total, job.cancelled) == (9, 9)
     with quiet.tenant(owner) as session:
@@ -206,7 +206,7 @@ def test_cancelled_training_leaves_no_version_pending(
     cancel(quiet, owner, job.id)
     if lease is not None:
         with quiet.tenant(owner) as session:
-            record_cancelled(session, lease)
+            record_stopped(session, lease)
     sweep_once(quiet, max_kills=5)
     assert_closed(quiet, owner, job.id, JobState.CANCELLED)
     with quiet.tenant(owner) as session:
@@ -291,7 +291,7 @@ def test_cancel_claim_record_and_sweep_at_the_same_moment_leave_counts_that_sum(
         assert answers == [None] * 5
         if late[0] is not None:
             with quiet.tenant(owner) as session:
-                record_cancelled(session, late[0])
+                record_stopped(session, late[0])
         sweep_once(quiet, max_kills=5)
         job = assert_closed(quiet, owner, job_id, JobState.CANCELLED)
         assert (job.total, job.succeeded, job.cancelled) == (14, 2, 12)

@@ -10,11 +10,11 @@ from app.errors import FencedError
 from app.jobs.claim import Lease
 from app.jobs.items import unpack_items
 from app.jobs.record import (
-    record_cancelled,
     record_chunk,
     record_failure,
     record_part,
     record_prefix,
+    record_stopped,
 )
 from app.jobs.results import page_results
 from app.jobs.states import ChunkState, ItemState, JobKind, JobState
@@ -84,7 +84,7 @@ def test_attempt_that_lost_its_lease_writes_nothing_at_all(
     with pytest.raises(FencedError), database.tenant(tenant_id) as session:
         record_part(session, old, rows[:1], cursor={}, lease_seconds=30)
     with pytest.raises(FencedError), database.tenant(tenant_id) as session:
-        record_cancelled(session, old, rows[:1])
+        record_stopped(session, old, rows[:1])
     with pytest.raises(FencedError), database.tenant(tenant_id) as session:
         record_failure(session, old, {"code": "x", "detail": "y"})
     job = look_at_job(database, tenant_id, job_id)

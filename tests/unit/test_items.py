@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from app.jobs.items import JobItem, drop_first, fetched_together, pack_items, unpack_items
+from app.jobs.items import JobItem, fetched_together, pack_items, slice_items, unpack_items
 
 WHOLE = JobItem("one", "photos", "a.png", "s3://photos/a.png", label="cat", metadata={"n": None})
 OTHER = JobItem("s3://photos/b.png", "photos", "b.png", "s3://photos/b.png")
@@ -30,9 +30,10 @@ def test_items_of_two_buckets_are_refused() -> None:
         pack_items([WHOLE, JobItem("x", "elsewhere", "x", "x")])
 
 
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_dropping_the_first_leaves_the_rest(count: int) -> None:
-    assert unpack_items(drop_first(pack_items([WHOLE, OTHER]), count)) == [WHOLE, OTHER][count:]
+@pytest.mark.parametrize(("start", "stop"), [(0, 2), (1, 2), (0, 1), (1, 1)])
+def test_slice_holds_the_items_of_its_range(start: int, stop: int) -> None:
+    sliced = slice_items(pack_items([WHOLE, OTHER]), start, stop)
+    assert unpack_items(sliced) == [WHOLE, OTHER][start:stop]
 
 
 def test_items_share_a_chunk_where_one_get_or_one_bucket_serves_both() -> None:

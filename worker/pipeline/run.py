@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from app.errors import DarkroomError, ItemError
+from app.points import reach
 from worker.pipeline.decode import DecodePool
 from worker.pipeline.ranking import Ranked, rank_logits
 from worker.pipeline.stream import DecodedItem, DecodedStream
@@ -97,6 +98,7 @@ def _recognise(
         pixels = torch.from_numpy(np.stack(images))
         with recogniser.lock, forward:
             logits = _forward_in_parts(recogniser, pixels)
+        reach("inferred")
         answers = iter(rank_logits(logits, recogniser.spec.classes, options))
     results: list[ItemResult] = []
     for entry in batch:

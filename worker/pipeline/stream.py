@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from app.errors import DarkroomError
 from app.models.spec import PreprocessSpec
+from app.points import reach
 from worker.pipeline.channel import Channel, ChannelClosedError
 from worker.pipeline.decode import DecodePool
 from worker.pipeline.fetch import FetchedItem, fetch_items
@@ -130,8 +131,10 @@ class DecodedStream:
                 return
 
     def _decode(self, run: list[FetchedItem]) -> _Run:
+        reach("fetched")
         fetched = [entry for entry in run if entry.error is None]
         decoded = self._decoder.decode([entry.data for entry in fetched], self._preprocess)
+        reach("decoded")
         rows = iter(zip(decoded.pixels, decoded.errors, strict=True))
         items: list[DecodedItem] = []
         for entry in run:

@@ -8,9 +8,10 @@ import structlog
 
 from app.errors import DarkroomError, FencedError, UnavailableError
 from app.jobs.claim import Lease, claim_chunk, kills_so_far, release_chunk
-from app.jobs.record import record_cancelled, record_failure
+from app.jobs.record import record_failure, record_stopped
 from app.jobs.states import ChunkTask
 from app.log import get_logger
+from app.points import reach
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
 
@@ -37,6 +38,7 @@ def open_door(
     A bell is only a hint. Old, doubled and forged ones find nothing to claim and change
     nothing; one that comes while the process stops is rung again for another.
     """
+    reach("after_pop")
     if process.stopping.is_set():
         return
     try:
@@ -61,6 +63,7 @@ def open_door(
         ),
         process.heartbeat.hold(lease) as held,
     ):
+        reach("after_claim")
         try:
             _run(process, work, held)
         except FencedError:
@@ -69,6 +72,7 @@ def open_door(
             # Not even the end could be written. The lease ends by itself, then the sweeper
             # frees the chunk.
             log.warning("lease_left", code=error.code, detail=error.detail)
+    reach("before_ack")
 
 
 def _run(process: WorkerProcess, work: Work, held: HeldLease) -> None:
@@ -94,7 +98,7 @@ def let_go(process: WorkerProcess, held: HeldLease) -> None:
     lease = held.lease
     if held.cancelled.is_set():
         with process.db.tenant(lease.tenant_id) as session:
-            record_cancelled(session, lease)
+            record_stopped(session, lease)
     else:
         with process.db.tenant(lease.tenant_id) as session:
             release_chunk(session, lease)

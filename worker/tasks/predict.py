@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.jobs.items import JobItem, unpack_items
-from app.jobs.record import ItemRow, record_cancelled, record_chunk, record_prefix
+from app.jobs.record import ItemRow, record_chunk, record_prefix, record_stopped
 from app.jobs.states import ItemState
 from app.log import get_logger
 from worker.heartbeat import HeldLease
@@ -52,7 +52,7 @@ def predict_chunk(process: WorkerProcess, held: HeldLease) -> None:
         if not outcome.stopped:
             record_chunk(session, lease, rows)
         elif held.cancelled.is_set():
-            record_cancelled(session, lease, rows)
+            record_stopped(session, lease, rows)
         else:
             record_prefix(session, lease, rows)
 

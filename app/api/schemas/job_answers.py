@@ -28,6 +28,7 @@ class Counts(Answer):
     failed: int
     skipped: int
     cancelled: int
+    expired: int
 
 
 class Progress(Answer):

@@ -253,10 +253,12 @@ JobStateWord = Literal[
     "queued",
     "running",
     "finalizing",
+    "paused",
     "cancelling",
     "succeeded",
     "partially_succeeded",
     "failed",
+    "expired",
     "cancelled",
 ]
 
