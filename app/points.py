@@ -17,7 +17,7 @@ POINTS = (
     "decoded",  # a run of items is pixels
     "inferred",  # an ImageBatch went through the network
     "before_commit",  # of a recording: everything is written, nothing is visible
-    "inside_commit",  # of a recording: the COMMIT is on its way
+    "inside_commit",  # of a recording: the COMMIT goes out next
     "after_commit",  # of a recording: visible, and the worker does not know yet
     "before_ack",  # the door is done, the bell is not acknowledged
     "heartbeat",  # the thread is about to extend the leases

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -74,23 +74,31 @@ class WorkerHandle:
 class Service:
     """Starts workers against the session's parts and waits for what they do."""
 
-    def __init__(self, settings: Settings, db: Database, folder: Path) -> None:
+    def __init__(
+        self, settings: Settings, db: Database, folder: Path, module: str = "worker.main"
+    ) -> None:
         self.settings = settings
         self.db = db
+        self._module = module
         self._folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
         self._count = 0
 
-    def start_worker(self, role: str, **overrides: object) -> WorkerHandle:
-        """Start a worker process and wait until it has registered."""
+    def start_worker(
+        self, role: str, *, variables: Mapping[str, str] | None = None, **overrides: object
+    ) -> WorkerHandle:
+        """Start a worker process and wait until it has registered.
+
+        ``overrides`` are settings, ``variables`` further ones of its environment.
+        """
         self._count += 1
         name = f"{self._folder.name}-{role}-{self._count}"
         log = self._folder / f"{name}.log"
-        variables = environment(self.settings, worker_name=name, **overrides)
+        values = environment(self.settings, worker_name=name, **overrides)
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "worker.main", "--role", role],
-                env=variables,
+                [sys.executable, "-m", self._module, "--role", role],
+                env=values | dict(variables or {}),
                 stdout=output,
                 stderr=output,
             )
@@ -184,8 +192,10 @@ def wait_until(look: Callable[[], T | None], what: str, *, seconds: float = 30) 
 
 
 @contextmanager
-def running_service(settings: Settings, db: Database, folder: Path) -> Iterator[Service]:
-    """A dispatcher, and a handle to start workers; all ends with the block."""
+def running_service(
+    settings: Settings, db: Database, folder: Path, module: str = "worker.main"
+) -> Iterator[Service]:
+    """A dispatcher, and a handle to start workers of ``module``; all ends with the block."""
     stopping = threading.Event()
     celery = make_celery(settings)
     dispatcher = threading.Thread(target=run_loop, args=(settings, db, celery, stopping))
@@ -193,6 +203,6 @@ def running_service(settings: Settings, db: Database, folder: Path) -> Iterator[
         dispatcher.start()
         cleanup.callback(dispatcher.join)
         cleanup.callback(stopping.set)
-        service = Service(settings, db, folder)
+        service = Service(settings, db, folder, module)
         cleanup.callback(service.end_workers)
         yield service

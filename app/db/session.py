@@ -12,7 +12,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.errors import SettingsError, UnavailableError
+from app.points import reach
 from app.settings import Settings
+
+#: Set in the ``info`` of a session that writes a result: the points around its COMMIT are named.
+RECORDS = "records"
 
 _SERVER_OPTIONS = " ".join(
     f"-c {name}={value}"
@@ -61,6 +65,8 @@ class Database:
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)
         self._system_sessions = sessionmaker(self._system_engine, expire_on_commit=False)
         event.listen(self._sessions, "after_begin", _bind_tenant)
+        event.listen(self._sessions, "before_commit", _before_commit)
+        event.listen(self._sessions, "after_commit", _after_commit)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Database:
@@ -110,6 +116,19 @@ def _bind_tenant(session: Session, _transaction: object, connection: Connection)
         text("SELECT set_config('app.tenant', :tenant, true)"),
         {"tenant": session.info["tenant_id"]},
     )
+
+
+def _before_commit(session: Session) -> None:
+    """Name the two points before the COMMIT of a result: nothing lies between it and the last."""
+    if session.info.get(RECORDS):
+        session.flush()
+        reach("before_commit")
+        reach("inside_commit")
+
+
+def _after_commit(session: Session) -> None:
+    if session.info.get(RECORDS):
+        reach("after_commit")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
+from app.db.session import RECORDS
 from app.db.transition import transition
 from app.errors import FencedError, InvalidInputError
 from app.jobs.claim import Lease, holds
@@ -186,6 +187,7 @@ def _count(
     session: Session, lease: Lease, rows: Sequence[ItemRow], extra: dict[str, Any] | None = None
 ) -> Any:
     """Add the rows to the job's counters and store them under the sequence number this takes."""
+    session.info[RECORDS] = True
     ended = Counter(row.state for row in rows)
     job = session.execute(
         update(Job)
@@ -251,6 +253,7 @@ def record_failure(session: Session, lease: Lease, error: dict[str, Any]) -> Non
     lock_open_chunks(session, lease.tenant_id, lease.job_id)
     if session.execute(select(Chunk.id).where(*holds(lease))).first() is None:
         raise _fenced(lease)
+    session.info[RECORDS] = True
     fail_job(session, lease.tenant_id, lease.job_id, error)
 
 
