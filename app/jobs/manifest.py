@@ -23,6 +23,7 @@ MAX_METADATA_BYTES = 8 * 1024
 #: A NUL as JSON text writes it, the backslash not itself escaped.
 _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _COLUMNS = ("key", "offset", "length", "custom_id", "label", "metadata")
+_KNOWN = frozenset(_COLUMNS)
 _MAX_BYTES = 2**63 - 1
 
 
@@ -87,7 +88,7 @@ def _read_jsonl(text: io.TextIOWrapper, bucket: str) -> Iterator[ManifestLine]:
             yield ManifestLine(number, None, f"longer than {MAX_LINE_CHARS} characters")
         elif line.strip():
             try:
-                body = json.loads(line, parse_constant=_refuse_constant)
+                body = _DECODER.decode(line)
             except (ValueError, RecursionError):
                 yield ManifestLine(number, None, "not a JSON object")
                 continue
@@ -130,7 +131,7 @@ def _csv_line(number: int, cells: dict[str, str], bucket: str) -> ManifestLine:
             body[name] = int(body[name][:20])
     if "metadata" in body:
         try:
-            body["metadata"] = json.loads(body["metadata"], parse_constant=_refuse_constant)
+            body["metadata"] = _DECODER.decode(body["metadata"])
         except (ValueError, RecursionError):
             return ManifestLine(number, None, "metadata is not a JSON object")
     return _line(number, body, bucket)
@@ -146,8 +147,8 @@ def _line(number: int, body: Any, bucket: str) -> ManifestLine:
 def _item(body: Any, bucket: str) -> JobItem:
     if not isinstance(body, dict):
         raise InvalidInputError("not a JSON object")
-    unknown = sorted(set(body) - set(_COLUMNS))
-    if unknown:
+    if not body.keys() <= _KNOWN:
+        unknown = sorted(body.keys() - _KNOWN)
         raise InvalidInputError(f"unknown field {unknown[0]!r}; known are {', '.join(_COLUMNS)}")
     key = _text(body, "key")
     if not key:
@@ -218,6 +219,10 @@ def _size(body: dict[str, Any], name: str) -> int | None:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+#: Made once: ``json.loads`` would make one for every line.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 class _RawStream(io.RawIOBase):

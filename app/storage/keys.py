@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from app.errors import InvalidInputError
 
@@ -11,6 +12,8 @@ from app.errors import InvalidInputError
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 #: Bucket names as S3 defines them, apart from the rarer rules that the store itself checks.
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+#: Characters that would break a log line, a header or a listing.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MAX_KEY_BYTES = 1024
 
 
@@ -62,6 +65,8 @@ class Location:
         return f"s3://{self.bucket}/{self.key}"
 
 
+# A manifest names the same few shards a million times.
+@lru_cache(maxsize=1024)
 def parse_location(text: str, *, require_key: bool = False) -> Location:
     """The bucket and key (or prefix, which may be empty) that ``s3://bucket/key`` names.
 
@@ -87,7 +92,7 @@ def parse_location(text: str, *, require_key: bool = False) -> Location:
         raise _invalid(text, "its key is not valid Unicode") from None
     if size > _MAX_KEY_BYTES:
         raise _invalid(text, f"its key has {size} bytes, at most {_MAX_KEY_BYTES} are possible")
-    if any(ord(char) < 32 or ord(char) == 127 for char in key):
+    if _CONTROL.search(key):
         raise _invalid(text, "its key has control characters")
     return Location(bucket, key)
 
