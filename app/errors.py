@@ -108,7 +108,8 @@ class ItemError(DarkroomError):
     """One image could not be recognised; its neighbours are unharmed.
 
     Codes: ``object_missing``, ``undecodable``, ``truncated``, ``unsupported_format``,
-    ``too_large``, ``decode_timeout``, ``not_finite``, ``fetch_failed``;
+    ``too_large``, ``decode_timeout``, ``not_finite``, ``fetch_failed``, ``worker_killed``,
+    ``internal_error``;
     from an archive also ``empty``, ``member_refused`` and ``member_damaged``.
     """
 

@@ -95,7 +95,8 @@ class Settings(BaseSettings):
     max_kills: Positive = Field(
         5,
         description=(
-            "Tries of one chunk that may fail, or end without a word, before its job fails."
+            "Tries of one chunk that may fail before its job fails; of a chunk without items, "
+            "such as an ingest, also tries that end without a word."
         ),
     )
     chunk_items: int | None = Field(

@@ -11,8 +11,9 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
+from app.dispatch.leases import free_ended_leases
 from app.ids import CHUNK, JOB, WORKER, new_id
-from app.jobs.claim import Lease, claim_chunk
+from app.jobs.claim import Lease, claim_chunk, suspect_kills
 from app.jobs.items import JobItem, pack_items
 from app.jobs.progress import counts, get_job
 from app.jobs.record import ItemRow
@@ -119,7 +120,7 @@ def try_claim(
     worker_id: str = "wrk_test",
     lease_seconds: float = 30,
 ) -> Lease | None:
-    """What a worker gets that answers a bell for this chunk."""
+    """What a worker gets that answers a bell for this chunk, a suspect one included."""
     with db.tenant(tenant_id) as session:
         return claim_chunk(
             session,
@@ -128,6 +129,7 @@ def try_claim(
             task=task,
             worker_id=worker_id,
             lease_seconds=lease_seconds,
+            kills=suspect_kills(session, tenant_id, chunk_id),
         )
 
 
@@ -153,6 +155,12 @@ def let_lease_end(db: Database, chunk_id: str) -> None:
             .where(Chunk.id == chunk_id, Chunk.state == ChunkState.RUNNING)
             .values(lease_until=func.now() - func.make_interval(0, 0, 0, 0, 0, 0, 1))
         )
+
+
+def lose_worker(db: Database, chunk_id: str) -> None:
+    """End a lease without a word and let the sweeper see it: one more kill."""
+    let_lease_end(db, chunk_id)
+    free_ended_leases(db)
 
 
 def rows_of(lease: Lease, count: int | None = None, failed: Sequence[int] = ()) -> list[ItemRow]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -32,8 +32,15 @@ _LOOK_SECONDS = 1.0
 class HeldLease:
     """A lease while it is worked on; the work asks :meth:`should_stop` between steps."""
 
-    def __init__(self, lease: Lease, stopping: threading.Event) -> None:
+    def __init__(
+        self,
+        lease: Lease,
+        stopping: threading.Event,
+        on_recorded: Callable[[], None] = lambda: None,
+    ) -> None:
         self.lease = lease
+        #: Called by work that goes on after a recording: the chunk is no suspect any more.
+        self.on_recorded = on_recorded
         self._stopping = stopping
         #: Set once another attempt owns the chunk: discard everything.
         self.lost = threading.Event()
@@ -89,9 +96,11 @@ class Heartbeat:
             log.warning("goodbye_not_said", worker=self._process.id)
 
     @contextmanager
-    def hold(self, lease: Lease) -> Iterator[HeldLease]:
+    def hold(
+        self, lease: Lease, on_recorded: Callable[[], None] = lambda: None
+    ) -> Iterator[HeldLease]:
         """Keep the lease for as long as the block runs."""
-        held = HeldLease(lease, self._process.stopping)
+        held = HeldLease(lease, self._process.stopping, on_recorded)
         with self._lock:
             # By object, not by chunk: a thread that has not noticed yet that its lease is
             # lost may stand beside the next attempt at the same chunk.

@@ -18,6 +18,7 @@ from app.ids import WORKER, new_id
 from app.queues.names import SLOTS_OF_QUEUE, Queue
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
+from worker.gate import Gate
 from worker.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class WorkerProcess:
         #: Called once another process has taken this one's name; must end the process.
         self.on_replaced: Callable[[], None] = self.stopping.set
         self.heartbeat = Heartbeat(self)
+        #: Passed by every chunk before it is claimed; a suspect holds it alone.
+        self.gate = Gate(self.stopping)
         self._decoder: DecodePool | None = None
         self._decoder_lock = threading.Lock()
 

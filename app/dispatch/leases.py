@@ -1,17 +1,23 @@
-"""Leases that ended without a word: the chunk waits again, or has killed too many workers."""
+"""Leases that ended without a word: the chunk waits again, is narrowed, or ends its job."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
-from sqlalchemy import Row, exists, func, or_, select, text
+from sqlalchemy import ColumnElement, Row, exists, func, or_, select, text
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
 from app.db.transition import transition
+from app.jobs.claim import NARROW_AT
 from app.jobs.finalize import fail_job, lock_open_chunks
-from app.jobs.states import CHUNK_SOURCES, ChunkState
-from app.jobs.tables import Chunk, WorkerRow
+from app.jobs.narrow import Narrowed, narrow_killed_chunk
+from app.jobs.states import CHUNK_SOURCES, ChunkState, JobState
+from app.jobs.tables import Chunk, Job, WorkerRow
+from app.log import get_logger
+
+log = get_logger(__name__)
 
 #: Rows handled in one transaction, so that none holds its locks for long.
 _BATCH = 200
@@ -27,8 +33,42 @@ def free_ended_leases(db: Database) -> int:
         return _free_ended_leases(session)
 
 
+def narrow_poisoned(db: Database) -> Counter[Narrowed]:
+    """Narrow every chunk of items that killed its workers again; what came of how many.
+
+    Raises:
+        UnavailableError: the database does not answer.
+    """
+    with db.system() as session:
+        poisoned = session.execute(
+            select(Chunk.id, Chunk.tenant_id)
+            .where(
+                *_killed(NARROW_AT),
+                Chunk.lo < Chunk.hi,
+                # A last item of a job that is held stays as it is, and must not be looked at first.
+                or_(
+                    Chunk.hi - Chunk.lo > 1,
+                    exists().where(
+                        Job.id == Chunk.job_id,
+                        Job.state.in_([JobState.QUEUED, JobState.RUNNING]),
+                    ),
+                ),
+            )
+            .limit(_BATCH)
+        ).all()
+    outcomes: Counter[Narrowed] = Counter()
+    for row in poisoned:
+        # One transaction each: a recording locks its job, and nobody may hold two jobs.
+        with db.system() as session:
+            outcome = narrow_killed_chunk(session, row.tenant_id, row.id)
+        if outcome is not None:
+            log.warning("chunk_narrowed", chunk=row.id, outcome=outcome.name.lower())
+            outcomes[outcome] += 1
+    return outcomes
+
+
 def fail_poisoned(db: Database, max_kills: int) -> int:
-    """Fail the jobs of chunks that killed their workers again and again; how many.
+    """Fail the jobs of chunks without items that killed their workers again and again; how many.
 
     Raises:
         UnavailableError: the database does not answer.
@@ -72,16 +112,22 @@ def _free_ended_leases(session: Session) -> int:
 def _poisoned(
     session: Session, max_kills: int, chunk_id: str | None = None
 ) -> Sequence[Row[str, str, str, int]]:
-    """Waiting chunks whose leases ended without a word again and again."""
+    """Waiting chunks without items whose leases ended without a word again and again."""
     query = select(Chunk.id, Chunk.tenant_id, Chunk.job_id, Chunk.kills).where(
-        Chunk.state == ChunkState.PENDING,
-        # For the index: the number alone comes as a parameter.
-        Chunk.kills > text("0"),
-        Chunk.kills >= max_kills,
+        *_killed(max_kills), Chunk.lo == Chunk.hi
     )
     if chunk_id is not None:
         query = query.where(Chunk.id == chunk_id)
     return session.execute(query.limit(_BATCH)).all()
+
+
+def _killed(times: int) -> list[ColumnElement[bool]]:
+    return [
+        Chunk.state == ChunkState.PENDING,
+        # For the index: the number alone comes as a parameter.
+        Chunk.kills > text("0"),
+        Chunk.kills >= times,
+    ]
 
 
 def _fail_poisoned(db: Database, tenant_id: str, job_id: str, chunk_id: str, max_kills: int) -> int:

@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from app.db.session import Database
 from app.dispatch.drift import close_forgotten_jobs
-from app.dispatch.leases import fail_poisoned, free_ended_leases
+from app.dispatch.leases import fail_poisoned, free_ended_leases, narrow_poisoned
 from app.dispatch.stops import end_stopped_jobs
+from app.jobs.narrow import Narrowed
 
 
 @dataclass(frozen=True, slots=True)
 class Swept:
     """What one sweep did."""
 
+    #: Leases that ended without a word: so many kills.
     freed: int = 0
+    #: Chunks that were cut in two.
+    narrowed: int = 0
+    #: Items that were recorded as ``worker_killed``.
+    poisonous: int = 0
+    #: Jobs that were failed for a chunk without items.
     killed: int = 0
+    #: Jobs that were told to stop and still had something to end.
     stopped: int = 0
     #: Jobs that nothing would have closed any more; always 0 unless a rule was broken.
     repaired: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.freed or self.killed or self.stopped or self.repaired)
+        return any(astuple(self))
 
 
 def sweep_once(db: Database, *, max_kills: int) -> Swept:
-    """Free ended leases, end chunks that keep killing their workers, end stopped jobs.
+    """Free ended leases, narrow or end what keeps killing its workers, end stopped jobs.
 
     Raises:
         UnavailableError: the database does not answer.
     """
+    freed = free_ended_leases(db)
+    narrowed = narrow_poisoned(db)
     return Swept(
-        freed=free_ended_leases(db),
+        freed=freed,
+        narrowed=narrowed[Narrowed.HALVED],
+        poisonous=narrowed[Narrowed.ENDED],
         killed=fail_poisoned(db, max_kills),
         stopped=end_stopped_jobs(db),
         repaired=close_forgotten_jobs(db),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import and_, case, exists, func, or_, select, update
+from sqlalchemy import and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.transition import transition
@@ -14,6 +14,10 @@ from app.jobs.items import slice_items
 from app.jobs.move import move_job
 from app.jobs.states import CHUNK_SOURCES, ChunkState, ChunkTask, JobKind, JobState
 from app.jobs.tables import Chunk, Job
+
+#: Kills, or faults nobody knows, after which a chunk of items is not run again as it is: it is
+#: narrowed first. Once may be chance.
+NARROW_AT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +57,17 @@ def claim_chunk(
     task: ChunkTask,
     worker_id: str,
     lease_seconds: float,
+    kills: int | None = 0,
 ) -> Lease | None:
-    """Take the lease of a chunk of ``task`` that is pending and due, or whose lease has ended.
+    """Take the lease of a chunk of ``task`` that is pending and due.
 
     One statement on the database's clock, so of two workers one gets it. None means that
     there is nothing to do: done already, held by another, cancelled, of another task or of
-    another tenant.
+    another tenant. A lease that has ended is the sweeper's, which counts the kill and narrows.
+
+    A chunk that has killed workers is a suspect and is left unless ``kills`` says that it may
+    have killed so many; None is any number.
     """
-    overdue = and_(Chunk.state == ChunkState.RUNNING, Chunk.lease_until < func.now())
-    claimable = or_(and_(Chunk.state == ChunkState.PENDING, Chunk.due_at <= func.now()), overdue)
     job_wants_it = exists().where(
         Job.id == Chunk.job_id,
         or_(
@@ -78,13 +84,12 @@ def claim_chunk(
             Chunk.id == chunk_id,
             Chunk.tenant_id == tenant_id,
             Chunk.task == task,
-            claimable,
+            Chunk.due_at <= func.now(),
+            *([] if kills is None else [Chunk.kills <= kills]),
             job_wants_it,
         ],
         values={
             "attempt": Chunk.attempt + 1,
-            # Taking over a lease that ended without a word counts as a kill.
-            "kills": Chunk.kills + case((overdue, 1), else_=0),
             "worker_id": worker_id,
             "lease_until": func.now() + timedelta(seconds=lease_seconds),
             "progress": 0,
@@ -158,9 +163,26 @@ def look_at_lease(session: Session, lease: Lease) -> JobState | None:
     return None if held is None else _job_state(session, lease)
 
 
-def kills_so_far(session: Session, lease: Lease) -> int | None:
-    """Leases of the chunk that ended badly before this one; None where this one is lost."""
-    return session.scalar(select(Chunk.kills).where(*holds(lease)))
+def suspect_kills(session: Session, tenant_id: str, chunk_id: str) -> int:
+    """Kills that a claim must allow to get this chunk; 0 where it is no suspect, or not due.
+
+    Never so many that the chunk has to be narrowed before it runs again.
+    """
+    found = session.scalar(
+        select(Chunk.kills).where(
+            Chunk.id == chunk_id,
+            Chunk.tenant_id == tenant_id,
+            Chunk.state == ChunkState.PENDING,
+            Chunk.due_at <= func.now(),
+            or_(Chunk.kills < NARROW_AT, Chunk.lo == Chunk.hi),
+        )
+    )
+    return found or 0
+
+
+def faults_so_far(session: Session, lease: Lease) -> int | None:
+    """Tries of the chunk that failed before this one; None where this lease is lost."""
+    return session.scalar(select(Chunk.faults).where(*holds(lease)))
 
 
 def release_chunk(
@@ -168,7 +190,7 @@ def release_chunk(
 ) -> bool:
     """Give the chunk back unfinished, due again after ``delay_seconds``.
 
-    ``failed`` counts as a kill: a chunk that keeps failing must not go round for ever.
+    ``failed`` counts a fault: a chunk that keeps failing must not go round for ever.
     Returns False where the lease had been lost.
     """
     return bool(
@@ -183,7 +205,7 @@ def release_chunk(
                 "lease_until": None,
                 "last_rung_at": None,
                 "progress": 0,
-                "kills": Chunk.kills + int(failed),
+                "faults": Chunk.faults + int(failed),
                 "due_at": func.now() + timedelta(seconds=delay_seconds),
             },
         )

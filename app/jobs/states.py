@@ -123,8 +123,7 @@ class ChunkState(enum.StrEnum):
 
 CHUNK_SOURCES: Mapping[ChunkState, frozenset[ChunkState]] = {
     ChunkState.PENDING: frozenset({ChunkState.RUNNING}),
-    # From RUNNING too: a claim may take over a lease that has ended before the sweeper saw it.
-    ChunkState.RUNNING: frozenset({ChunkState.PENDING, ChunkState.RUNNING}),
+    ChunkState.RUNNING: frozenset({ChunkState.PENDING}),
     ChunkState.DONE: frozenset({ChunkState.RUNNING}),
     ChunkState.EXPIRED: frozenset({ChunkState.PENDING, ChunkState.RUNNING}),
     ChunkState.CANCELLED: frozenset({ChunkState.PENDING, ChunkState.RUNNING}),

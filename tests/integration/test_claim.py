@@ -8,7 +8,16 @@ import pytest
 from sqlalchemy import func, update
 
 from app.db.session import Database
-from app.jobs.claim import Lease, extend_lease, kills_so_far, look_at_lease, release_chunk
+from app.dispatch.leases import free_ended_leases
+from app.jobs.claim import (
+    Lease,
+    claim_chunk,
+    extend_lease,
+    faults_so_far,
+    look_at_lease,
+    release_chunk,
+    suspect_kills,
+)
 from app.jobs.items import unpack_items
 from app.jobs.states import ChunkState, ChunkTask, JobState
 from app.jobs.tables import Chunk, Job
@@ -61,11 +70,13 @@ def test_of_workers_that_claim_at_once_one_gets_the_chunk(
     assert look_at_chunk(database, chunk_id).attempt == 1
 
 
-def test_of_workers_that_take_over_an_ended_lease_one_gets_it_and_the_first_is_fenced(
+def test_lease_that_has_ended_is_claimed_only_after_a_sweep_and_its_holder_is_fenced(
     database: Database, tenant_id: str, chunk_id: str
 ) -> None:
     first = claim(database, tenant_id, chunk_id)
     let_lease_end(database, chunk_id)
+    assert try_claim(database, tenant_id, chunk_id) is None
+    free_ended_leases(database)
     answers = at_once(*[lambda: try_claim(database, tenant_id, chunk_id)] * 5)
     (second,) = [answer for answer in answers if isinstance(answer, Lease)]
     assert second.attempt == 2
@@ -73,9 +84,30 @@ def test_of_workers_that_take_over_an_ended_lease_one_gets_it_and_the_first_is_f
     with database.tenant(tenant_id) as session:
         assert look_at_lease(session, first) is None
         assert extend_lease(session, first, lease_seconds=30) is None
-        assert kills_so_far(session, first) is None
+        assert faults_so_far(session, first) is None
         assert not release_chunk(session, first)
         assert look_at_lease(session, second) == JobState.RUNNING
+
+
+@pytest.mark.parametrize(("kills", "allowed"), [(0, 0), (1, 1), (2, 0), (7, 0)])
+def test_suspect_is_claimed_by_name_only_and_not_before_it_is_narrowed(
+    database: Database, tenant_id: str, chunk_id: str, kills: int, allowed: int
+) -> None:
+    with database.system() as session:
+        session.execute(update(Chunk).where(Chunk.id == chunk_id).values(kills=kills))
+    with database.tenant(tenant_id) as session:
+        assert suspect_kills(session, tenant_id, chunk_id) == allowed
+        lease = claim_chunk(
+            session,
+            tenant_id,
+            chunk_id,
+            task=ChunkTask.PREDICT,
+            worker_id="wrk_one",
+            lease_seconds=30,
+        )
+    assert (lease is not None) == (kills == 0)
+    if kills:
+        assert (try_claim(database, tenant_id, chunk_id) is not None) == (allowed == kills)
 
 
 def test_forged_and_late_bells_claim_nothing_and_change_nothing(
@@ -103,7 +135,8 @@ def test_chunk_is_not_claimed_before_it_is_due(
     again = claim(database, tenant_id, chunk_id)
     assert again.attempt == 2
     with database.tenant(tenant_id) as session:
-        assert kills_so_far(session, again) == 1
+        assert faults_so_far(session, again) == 1
+    assert look_at_chunk(database, chunk_id).kills == 0
 
 
 def test_chunk_given_back_without_a_fault_counts_no_kill_and_is_due_at_once(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import pytest
 from celery import Celery
-from sqlalchemy import func, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
@@ -17,8 +18,8 @@ from app.dispatch.sweep import Swept, sweep_once
 from app.errors import ConflictError, FencedError, InvalidInputError, StorageError, UnavailableError
 from app.jobs.cancel import cancel_job
 from app.jobs.record import record_chunk, record_prefix
-from app.jobs.states import ChunkState, ChunkTask, JobState
-from app.jobs.tables import Chunk, WorkerRow
+from app.jobs.states import ChunkState, ChunkTask, ItemState, JobState
+from app.jobs.tables import Chunk, Item, WorkerRow
 from app.queues.names import Queue
 from app.settings import Settings
 from tests.factories import make_tenant
@@ -30,8 +31,10 @@ from tests.jobs import (
     let_lease_end,
     look_at_chunk,
     look_at_job,
+    lose_worker,
     rows_of,
 )
+from tests.service import wait_until
 from worker.heartbeat import HeldLease
 from worker.main import make_worker
 from worker.process import WorkerProcess
@@ -149,10 +152,10 @@ def test_fault_that_may_pass_waits_longer_each_time_and_at_last_fails_the_job_by
 ) -> None:
     job_id, (chunk,) = make_job(quiet, owner, 3)
     waits = []
-    for kills in (1, 2):
+    for faults in (1, 2):
         ring(process, owner, chunk, failing(StorageError("the store is down")))
         row = look_at_chunk(quiet, chunk)
-        assert (row.state, row.kills) == (ChunkState.PENDING, kills)
+        assert (row.state, row.faults, row.kills) == (ChunkState.PENDING, faults, 0)
         waits.append((row.due_at - row.running_at).total_seconds() if row.running_at else 0)
         ring(process, owner, chunk, never)
         make_due(quiet, chunk)
@@ -170,7 +173,7 @@ def make_due(db: Database, chunk_id: str) -> None:
 def test_crash_that_nobody_knows_is_tried_again_and_tells_no_inside(
     process: WorkerProcess, quiet: Database, owner: str
 ) -> None:
-    job_id, (chunk,) = make_job(quiet, owner, 3)
+    job_id, (chunk,) = make_job(quiet, owner, 0)
     for _ in range(3):
         ring(process, owner, chunk, failing(RuntimeError("password=hunter2")))
         make_due(quiet, chunk)
@@ -178,6 +181,60 @@ def test_crash_that_nobody_knows_is_tried_again_and_tells_no_inside(
     assert job.error is not None
     assert job.error["code"] == "internal_error"
     assert "hunter2" not in str(job.error)
+
+
+def crashing_at(bad: set[int]) -> Work:
+    """Work that raises what nobody knows where the chunk holds one of these items."""
+
+    def work(process: WorkerProcess, held: HeldLease) -> None:
+        if bad & set(range(held.lease.lo, held.lease.hi)):
+            raise RuntimeError("password=hunter2")
+        do_it(process, held)
+
+    return work
+
+
+def ring_all(process: WorkerProcess, db: Database, tenant_id: str, job_id: str, work: Work) -> int:
+    """Ring for every waiting chunk of the job until none is left; how many bells."""
+    bells = 0
+    while True:
+        with db.system() as session:
+            waiting = session.scalars(
+                select(Chunk.id).where(Chunk.job_id == job_id, Chunk.state == ChunkState.PENDING)
+            ).all()
+        if not waiting:
+            return bells
+        for chunk in waiting:
+            make_due(db, chunk)
+            ring(process, tenant_id, chunk, work)
+            bells += 1
+
+
+def test_item_that_crashes_its_chunk_is_found_in_halves_and_the_others_succeed(
+    process: WorkerProcess, quiet: Database, owner: str
+) -> None:
+    job_id, _ = make_job(quiet, owner, 16, 3)
+    ring_all(process, quiet, owner, job_id, crashing_at({5}))
+    job = assert_closed(quiet, owner, job_id, JobState.PARTIALLY_SUCCEEDED)
+    assert (job.succeeded, job.failed) == (18, 1)
+    with quiet.tenant(owner) as session:
+        (item,) = session.scalars(
+            select(Item).where(Item.job_id == job_id, Item.state == ItemState.FAILED)
+        )
+    assert (item.ordinal, item.custom_id, item.source) == (5, "item 5", "s3://photos/5.png")
+    assert (item.error or {})["code"] == "internal_error"
+    assert "hunter2" not in str(item.error)
+
+
+def test_crash_that_meets_every_item_fails_the_job_instead_of_each(
+    process: WorkerProcess, quiet: Database, owner: str
+) -> None:
+    job_id, _ = make_job(quiet, owner, *[1] * 20)
+    bells = ring_all(process, quiet, owner, job_id, crashing_at(set(range(20))))
+    job = assert_closed(quiet, owner, job_id, JobState.FAILED)
+    assert (job.error or {})["code"] == "internal_error"
+    assert job.failed < 20
+    assert bells < 60
 
 
 def test_fault_that_stays_fails_the_job_at_once(
@@ -225,15 +282,17 @@ def test_answer_of_a_commit_that_got_lost_does_not_undo_what_it_recorded(
 
 
 def test_work_learns_that_its_lease_is_lost_and_nothing_of_it_is_kept(
-    process: WorkerProcess, quiet: Database, owner: str
+    process: WorkerProcess, quiet: Database, owner: str, settings: Settings
 ) -> None:
     job_id, (chunk,) = make_job(quiet, owner, 3)
     successor = threading.Event()
+    other = WorkerProcess(settings, Queue.IO)
+    other.db.close()
+    other.db = quiet
 
     def slow(process: WorkerProcess, held: HeldLease) -> None:
-        # In one statement's time the lease ends and another takes it: no beat in between.
-        let_lease_end(quiet, chunk)
-        ring(process, owner, chunk, second)
+        lose_worker(quiet, chunk)
+        ring(other, owner, chunk, second)
         assert held.lost.wait(PATIENCE)
         assert held.should_stop()
         with pytest.raises(FencedError):
@@ -256,7 +315,7 @@ def test_thread_that_lost_its_lease_does_not_end_the_beating_for_the_next_attemp
     _, (chunk,) = make_job(quiet, owner, 3)
     old = claim(quiet, owner, chunk)
     with process.heartbeat.hold(old) as first:
-        let_lease_end(quiet, chunk)
+        lose_worker(quiet, chunk)
         new = claim(quiet, owner, chunk)
         with process.heartbeat.hold(new) as second:
             assert first.lost.wait(PATIENCE)
@@ -371,3 +430,65 @@ def test_worker_whose_name_another_took_is_told_to_end(
         twin.heartbeat.close()
     with quiet.system() as session:
         assert session.get_one(WorkerRow, process.id).gone_at is not None
+
+
+def test_suspect_waits_for_the_neighbour_and_nothing_enters_beside_it(
+    process: WorkerProcess, quiet: Database, owner: str
+) -> None:
+    job_id, (first, suspect, third) = make_job(quiet, owner, 1, 2, 3)
+    claim(quiet, owner, suspect)
+    lose_worker(quiet, suspect)
+    events: list[str] = []
+    neighbour_works, neighbour_may_end = threading.Event(), threading.Event()
+    suspect_works, suspect_may_end = threading.Event(), threading.Event()
+
+    def neighbour(process: WorkerProcess, held: HeldLease) -> None:
+        neighbour_works.set()
+        assert neighbour_may_end.wait(PATIENCE)
+        events.append("neighbour ends")
+        do_it(process, held)
+
+    def suspected(process: WorkerProcess, held: HeldLease) -> None:
+        events.append("suspect begins")
+        suspect_works.set()
+        assert suspect_may_end.wait(PATIENCE)
+        events.append("suspect ends")
+        do_it(process, held)
+
+    def late(process: WorkerProcess, held: HeldLease) -> None:
+        events.append("late begins")
+        do_it(process, held)
+
+    with ThreadPoolExecutor(3) as slots:
+        slots.submit(ring, process, owner, first, neighbour)
+        assert neighbour_works.wait(PATIENCE)
+        waiting = slots.submit(ring, process, owner, suspect, suspected)
+        wait_until(lambda: process.gate.is_wanted, "the suspect waits")
+        # A death now blames the neighbour alone: the suspect is not claimed.
+        assert look_at_chunk(quiet, suspect).state == ChunkState.PENDING
+        slots.submit(ring, process, owner, third, late)
+        neighbour_may_end.set()
+        assert suspect_works.wait(PATIENCE)
+        assert look_at_chunk(quiet, third).state == ChunkState.PENDING
+        suspect_may_end.set()
+        waiting.result(PATIENCE)
+    assert events == ["neighbour ends", "suspect begins", "suspect ends", "late begins"]
+    assert_closed(quiet, owner, job_id, JobState.SUCCEEDED)
+    assert look_at_chunk(quiet, first).kills == look_at_chunk(quiet, third).kills == 0
+
+
+def test_suspect_that_has_recorded_lets_others_in(
+    process: WorkerProcess, quiet: Database, owner: str
+) -> None:
+    job_id, (suspect, other) = make_job(quiet, owner, 2, 3)
+    claim(quiet, owner, suspect)
+    lose_worker(quiet, suspect)
+
+    def suspected(process: WorkerProcess, held: HeldLease) -> None:
+        held.on_recorded()
+        with ThreadPoolExecutor(1) as slot:
+            slot.submit(ring, process, owner, other, do_it).result(PATIENCE)
+        do_it(process, held)
+
+    ring(process, owner, suspect, suspected)
+    assert_closed(quiet, owner, job_id, JobState.SUCCEEDED)

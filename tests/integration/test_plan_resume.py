@@ -19,9 +19,9 @@ from tests.jobs import (
     assert_closed,
     chunk_ids,
     claim,
-    let_lease_end,
     look_at_chunk,
     look_at_job,
+    lose_worker,
 )
 from tests.plans import all_items, make_source, planned, put, run_plan, submit
 
@@ -48,7 +48,7 @@ def test_plan_that_dies_midway_goes_on_to_the_very_same_chunks(
         try:
             plan.plan_job(database, objects, small, lease, should_stop=lambda: False)
         except StorageError:
-            let_lease_end(database, plan_id)
+            lose_worker(database, plan_id)
     job = look_at_job(database, tenant_id, again)
     assert (job.state, job.total) == (JobState.QUEUED, 13), job.error
     assert all_items(database, again) == all_items(database, whole)
@@ -87,7 +87,7 @@ def test_repeat_of_a_line_committed_before_the_plan_died_is_found(
     monkeypatch.setattr(plan, "read_input", dying_reader(6))
     with pytest.raises(StorageError):
         plan.plan_job(database, objects, small, lease, should_stop=lambda: False)
-    let_lease_end(database, plan_id)
+    lose_worker(database, plan_id)
     monkeypatch.setattr(plan, "read_input", read_input)
     lease = claim(database, tenant_id, plan_id, task=ChunkTask.PLAN)
     assert (lease.cursor or {})["planned"] == 4

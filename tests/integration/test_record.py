@@ -25,9 +25,9 @@ from tests.jobs import (
     at_once,
     chunk_ids,
     claim,
-    let_lease_end,
     look_at_chunk,
     look_at_job,
+    lose_worker,
     rows_of,
 )
 
@@ -74,7 +74,7 @@ def test_attempt_that_lost_its_lease_writes_nothing_at_all(
 ) -> None:
     job_id, (chunk,) = make_job(database, tenant_id, 3)
     old = claim(database, tenant_id, chunk)
-    let_lease_end(database, chunk)
+    lose_worker(database, chunk)
     new = claim(database, tenant_id, chunk)
     rows = rows_of(old)
     with pytest.raises(FencedError), database.tenant(tenant_id) as session:
@@ -220,7 +220,7 @@ def test_part_that_gets_on_forgets_its_kills_and_a_step_without_items_does_not(
 ) -> None:
     job_id, (chunk,) = make_job(database, tenant_id, 4)
     claim(database, tenant_id, chunk)
-    let_lease_end(database, chunk)
+    lose_worker(database, chunk)
     lease = claim(database, tenant_id, chunk)
     with database.tenant(tenant_id) as session:
         progress = {"step": 1, "steps": 3, "unit": "epoch"}

@@ -9,8 +9,9 @@ from app.db.session import Database
 from app.dispatch.sweep import Swept, sweep_once
 from app.errors import FencedError
 from app.jobs.claim import Lease
+from app.jobs.progress import get_job
 from app.jobs.record import record_chunk, record_failure
-from app.jobs.states import ChunkState, ChunkTask, JobState
+from app.jobs.states import ChunkState, ChunkTask, JobKind, JobState
 from app.jobs.tables import Chunk, Job, WorkerRow
 from tests.factories import add_job, make_tenant
 from tests.jobs import (
@@ -80,25 +81,21 @@ def test_chunk_of_a_worker_that_is_gone_is_freed_before_its_lease_ends(
     assert look_at_chunk(quiet, chunks[1]).state == ChunkState.RUNNING
 
 
-def test_chunk_that_keeps_killing_its_workers_fails_the_job_and_the_rest_is_kept(
+def test_chunk_without_items_that_keeps_killing_its_workers_fails_the_job(
     quiet: Database, owner: str
 ) -> None:
-    job_id, chunks = make_job(quiet, owner, 3, 4, 5)
-    done = claim(quiet, owner, chunks[0])
     with quiet.tenant(owner) as session:
-        record_chunk(session, done, rows_of(done))
-    other = claim(quiet, owner, chunks[2])
-    for attempt in (1, 2):
-        assert claim(quiet, owner, chunks[1]).attempt == attempt
-        let_lease_end(quiet, chunks[1])
-        swept = sweep_once(quiet, max_kills=2)
-        assert (swept.freed, swept.killed) == (1, attempt - 1)
-    job = assert_closed(quiet, owner, job_id, JobState.FAILED)
-    assert (job.total, job.succeeded, job.cancelled) == (12, 3, 9)
-    assert job.error is not None
-    assert job.error["code"] == "worker_killed"
+        job = add_job(session, owner, JobKind.FINETUNE)
+        chunk = add_chunk(session, job, ChunkTask.FINETUNE)
+    for attempt in (1, 2, 3):
+        held = claim(quiet, owner, chunk.id, task=ChunkTask.FINETUNE)
+        assert held.attempt == attempt
+        let_lease_end(quiet, chunk.id)
+        assert sweep_once(quiet, max_kills=3) == Swept(freed=1, killed=attempt // 3)
+    ended = assert_closed(quiet, owner, job.id, JobState.FAILED)
+    assert (ended.error or {})["code"] == "worker_killed"
     with pytest.raises(FencedError), quiet.tenant(owner) as session:
-        record_chunk(session, other, rows_of(other))
+        record_chunk(session, held, result={})
 
 
 def test_sweepers_and_a_failing_worker_at_the_same_moment_fail_the_job_once(
@@ -107,8 +104,9 @@ def test_sweepers_and_a_failing_worker_at_the_same_moment_fail_the_job_once(
     for _ in range(4):
         job_id, chunks = make_job(quiet, owner, *[1] * 40)
         held = claim(quiet, owner, chunks[-1])
-        with quiet.system() as session:
-            session.execute(update(Chunk).where(Chunk.id == chunks[0]).values(kills=5))
+        with quiet.tenant(owner) as session:
+            ingest = add_chunk(session, get_job(session, owner, job_id), ChunkTask.INGEST)
+            ingest.kills = 5
 
         def fail(held: Lease = held) -> None:
             with quiet.tenant(owner) as session:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import structlog
+from sqlalchemy.orm import Session
 
 from app.errors import DarkroomError, FencedError, UnavailableError
-from app.jobs.claim import Lease, claim_chunk, kills_so_far, release_chunk
+from app.jobs.claim import (
+    NARROW_AT,
+    Lease,
+    claim_chunk,
+    faults_so_far,
+    release_chunk,
+    suspect_kills,
+)
+from app.jobs.narrow import narrow_failing_chunk
+from app.jobs.progress import get_job
 from app.jobs.record import record_failure, record_stopped
 from app.jobs.states import ChunkTask
 from app.log import get_logger
@@ -21,6 +32,10 @@ log = get_logger(__name__)
 #: times as long after every further one. With five tries a part may be down for a minute.
 _RETRY_SECONDS = 2.0
 _RETRY_MAX_SECONDS = 60.0
+
+#: A suspect waits so long for the worker's other chunks to end. Many chunks' time, so that it
+#: gets its turn beside recognition; a fraction of what an ingest of hours takes.
+_PATIENCE_SECONDS = 30.0
 
 Work = Callable[[WorkerProcess, HeldLease], None]
 
@@ -39,8 +54,30 @@ def open_door(
     nothing; one that comes while the process stops is rung again for another.
     """
     reach("after_pop")
-    if process.stopping.is_set():
+    claim = partial(_claim, process, task, chunk_id=chunk_id, tenant_id=tenant_id)
+    with process.gate.together() as entered:
+        if not entered or process.stopping.is_set():
+            return
+        answer = claim(kills=0)
+        if isinstance(answer, Lease):
+            _work(process, work, answer)
+            return
+    if answer is None:
         return
+    with process.gate.alone(_PATIENCE_SECONDS) as passage:
+        # Where it is not this one's turn within that time, the bell is rung again.
+        if passage is None or process.stopping.is_set():
+            return
+        answer = claim(kills=answer)
+        if isinstance(answer, Lease):
+            log.warning("suspect_runs_alone", chunk=chunk_id)
+            _work(process, work, answer, on_recorded=passage.share)
+
+
+def _claim(
+    process: WorkerProcess, task: ChunkTask, *, chunk_id: str, tenant_id: str, kills: int
+) -> Lease | int | None:
+    """The chunk's lease; or its kills, where it is a suspect that killed more often than that."""
     try:
         with process.db.tenant(tenant_id) as session:
             lease = claim_chunk(
@@ -50,18 +87,31 @@ def open_door(
                 task=task,
                 worker_id=process.id,
                 lease_seconds=process.settings.lease_seconds,
+                kills=kills,
             )
+            if lease is not None:
+                return lease
+            killed = suspect_kills(session, tenant_id, chunk_id)
     except UnavailableError as error:
         log.warning("bell_not_answered", code=error.code, detail=error.detail)
-        return
-    if lease is None:
-        log.debug("bell_without_work", chunk=chunk_id)
-        return
+        return None
+    if killed > kills:
+        return killed
+    log.debug("bell_without_work", chunk=chunk_id)
+    return None
+
+
+def _work(
+    process: WorkerProcess,
+    work: Work,
+    lease: Lease,
+    on_recorded: Callable[[], None] = lambda: None,
+) -> None:
     with (
         structlog.contextvars.bound_contextvars(
             job=lease.job_id, chunk=lease.chunk_id, attempt=lease.attempt
         ),
-        process.heartbeat.hold(lease) as held,
+        process.heartbeat.hold(lease, on_recorded) as held,
     ):
         reach("after_claim")
         try:
@@ -105,17 +155,35 @@ def let_go(process: WorkerProcess, held: HeldLease) -> None:
 
 
 def _end_badly(process: WorkerProcess, lease: Lease, error: DarkroomError) -> None:
-    """Give the chunk back for another try, or fail the job where no try is left or of use."""
+    """Give the chunk back for another try, or end what cannot be done.
+
+    That is the whole job where the fault stays or no try is left; but a fault that nobody
+    knows may be one item's alone, so a chunk of items is narrowed down to it.
+    """
+    most = process.settings.max_kills
     with process.db.tenant(lease.tenant_id) as session:
-        kills = kills_so_far(session, lease)
-        if kills is None:
+        faults = faults_so_far(session, lease)
+        if faults is None:
             log.warning("lease_lost")
-        elif error.retryable and kills + 1 < process.settings.max_kills:
-            release_chunk(session, lease, delay_seconds=_delay(kills), failed=True)
+        elif (
+            error is _CRASHED
+            and lease.has_items
+            and faults + 1 >= NARROW_AT
+            and not _fails_throughout(session, lease, most)
+        ):
+            narrow_failing_chunk(session, lease, error.as_dict(), delay_seconds=_RETRY_SECONDS)
+        elif error.retryable and faults + 1 < most:
+            release_chunk(session, lease, delay_seconds=_delay(faults), failed=True)
         else:
             # With the fault itself: more than the sweeper, which only counts, could tell.
             record_failure(session, lease, error.as_dict())
 
 
-def _delay(kills: int) -> float:
-    return float(min(_RETRY_SECONDS * 3 ** min(kills, 10), _RETRY_MAX_SECONDS))
+def _fails_throughout(session: Session, lease: Lease, most: int) -> bool:
+    """Whether items of the job fail and none succeeds: then it is no single item's fault."""
+    job = get_job(session, lease.tenant_id, lease.job_id)
+    return job.succeeded == 0 and job.failed >= most
+
+
+def _delay(faults: int) -> float:
+    return float(min(_RETRY_SECONDS * 3 ** min(faults, 10), _RETRY_MAX_SECONDS))

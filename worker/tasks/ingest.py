@@ -122,3 +122,4 @@ def _keep(process: WorkerProcess, held: HeldLease, shard: PackedShard) -> None:
     with process.db.tenant(lease.tenant_id) as session:
         record_shard(session, lease, shard, lease_seconds=settings.lease_seconds)
     held.report(shard.hi)
+    held.on_recorded()
