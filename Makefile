@@ -48,6 +48,11 @@ check: $(READY) ## Style, types, import directions, tables against migrations
 test: check ## check, then every test
 	$(BIN)/python -m pytest
 
+.PHONY: faults
+faults: $(READY) ## Break everything under load and prove that nothing is lost [SEED= ONLY= QUICK=1]
+	@$(BIN)/python -m tests.faults.run $(if $(SEED),--seed "$(SEED)") $(if $(ONLY),--only "$(ONLY)") \
+		$(if $(QUICK),--quick)
+
 .PHONY: lock
 lock: $(READY) ## Resolve all dependencies again and write the lock files
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \

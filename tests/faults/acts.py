@@ -14,8 +14,8 @@ import psycopg
 from app.points import POINTS, arm
 from tests.faults.plan import Plan, PlannedFault
 
-#: Beside the service's own points: the fake forward begins.
-TEST_POINTS = ("forward",)
+#: Beside the service's own points: the fake forward begins; the API is about to answer.
+TEST_POINTS = ("forward", "before_reply")
 #: A COMMIT with fsync takes about this long, so a kill within it meets one on its way.
 _SOON_SECONDS = 0.003
 
@@ -34,11 +34,11 @@ def arm_plan(plan: Plan) -> None:
     arm(_Acts(plan).at)
 
 
-def note(plan: Plan, point: str, act: str) -> None:
+def note(plan: Plan, point: str, act: str, *, pid: int | None = None) -> None:
     """Write into the ledger that a fault is about to happen; it outlives this process."""
     if plan.ledger:
         handle = os.open(plan.ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        os.write(handle, f"{os.getpid()} {point} {act}\n".encode())
+        os.write(handle, f"{time.time()} {pid or os.getpid()} {point} {act}\n".encode())
         os.close(handle)
 
 

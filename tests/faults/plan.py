@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -56,17 +56,31 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Happened:
+    """A fault that really happened, as its process wrote it down just before."""
+
+    #: Seconds since the epoch.
+    at: float
+    pid: int
+    point: str
+    act: str
+
+
 class Ledger:
-    """The faults that really happened, as the processes wrote them before each."""
+    """The file in which processes write down their faults."""
 
-    path: Path
-    #: Bytes read so far belong to earlier families.
-    offset: int = field(default=0)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
 
-    def lines(self) -> list[str]:
-        """One ``pid point act`` for each."""
-        if not self.path.exists():
-            return []
+    @property
+    def size(self) -> int:
+        """Bytes so far; what comes later belongs to a later family."""
+        return self.path.stat().st_size
+
+    def since(self, offset: int) -> list[Happened]:
+        """What happened after the ledger was ``offset`` bytes long."""
         with self.path.open() as file:
-            file.seek(self.offset)
-            return file.read().splitlines()
+            file.seek(offset)
+            words = [line.split() for line in file]
+        return [Happened(float(at), int(pid), point, act) for at, pid, point, act in words]

@@ -1,0 +1,229 @@
+"""One family's trial: its load, its faults, and the verdict when both are over."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import text
+
+from app.clock import monotonic_seconds
+from app.jobs.states import TERMINAL_JOB_STATES, JobState
+from app.queues.names import Queue
+from tests.faults.crew import Orders, Role
+from tests.faults.library import MODEL, Picture, draw_pictures, put_manifest
+from tests.faults.oracle import SUCCEEDED, Accepted, Verdict, judge, recoveries, right_ends
+from tests.faults.plan import Plan, PlannedFault
+from tests.faults.stage import LEASE_SECONDS, Stage
+
+#: Work taken up again later than this after its worker's death is a failure of the family,
+RECOVERY_SECONDS = LEASE_SECONDS + 5.0
+#: but for a quick run, which shares its machine with other tests.
+QUICK_RECOVERY_SECONDS = 60.0
+OPTIONS = {"top_k": 4, "threshold": 0.0}
+_TENANTS = 3
+_DEADLY = frozenset({"kill", "kill_soon", "exit", "sigkill"})
+
+
+@dataclass(slots=True)
+class Row:
+    """A line of the table."""
+
+    family: str
+    times: int = 0
+    verdict: Verdict = field(default_factory=Verdict)
+    recovery_seconds: float | None = None
+    seconds: float = 0.0
+    complaint: str = ""
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether the promise was kept and work was taken up again in time."""
+        return self.verdict.is_kept and not self.complaint
+
+
+class Trial:
+    """What a family works with. Everything random comes from ``rng``."""
+
+    def __init__(self, stage: Stage, family: str, seed: int, *, quick: bool) -> None:
+        self.stage = stage
+        self.family = family
+        self.quick = quick
+        self.rng = random.Random(f"{seed}:{family}")
+        self.accepted: list[Accepted] = []
+        self.callers = [stage.new_caller() for _ in range(_TENANTS)]
+        #: Faults that this process made itself, beside those in the ledger.
+        self.made: Counter[str] = Counter()
+        #: Seconds that a family measured itself.
+        self.recovery_seconds: list[float] = []
+        self._ledger_from = stage.ledger.size
+        self._submitted = 0
+        self._lock = threading.Lock()
+
+    # Load
+
+    def size(self, full: int, quick: int) -> int:
+        """The one or the other, as the run is."""
+        return quick if self.quick else full
+
+    def pictures(self, count: int) -> list[Picture]:
+        """Fresh images, different from each other."""
+        return draw_pictures(self.rng.randrange(2**32), count)
+
+    def submit(
+        self,
+        pictures: Sequence[Picture],
+        *,
+        items: Sequence[tuple[str, frozenset[str]]] | None = None,
+        ends: frozenset[JobState] = SUCCEEDED,
+        **body: Any,
+    ) -> Accepted:
+        """Submit a job over a manifest of these images; ``items`` are other ends that are right."""
+        with self._lock:
+            number = self._submitted
+            self._submitted += 1
+        caller = self.callers[number % len(self.callers)]
+        prefix = f"{self.family}/{caller.tenant_id}/{number}"
+        manifest = put_manifest(self.stage.store, prefix, pictures)
+        request = {
+            "kind": "predict",
+            "model": MODEL,
+            "input": {"manifest": manifest},
+            "options": OPTIONS,
+        }
+        return self.accept(
+            number, request | body, right_ends(pictures) if items is None else items, ends
+        )
+
+    def accept(
+        self,
+        number: int,
+        request: dict[str, Any],
+        items: Sequence[tuple[str, frozenset[str]]],
+        ends: frozenset[JobState] = SUCCEEDED,
+    ) -> Accepted:
+        """Submit any request as one of the tenants and remember what must become of it."""
+        caller = self.callers[number % len(self.callers)]
+        job_id = self.stage.client.submit(caller, self.family, request)
+        accepted = Accepted(job_id, caller.tenant_id, items, ends)
+        with self._lock:
+            self.accepted.append(accepted)
+        return accepted
+
+    def load(self, items: int, jobs: int) -> None:
+        """Submit so many items in so many jobs of different sizes, two clients at a time."""
+        cuts = sorted(self.rng.sample(range(1, items), jobs - 1))
+        sizes = [hi - lo for lo, hi in zip([0, *cuts], [*cuts, items], strict=True)]
+        loads = [self.pictures(size) for size in sizes]
+        with ThreadPoolExecutor(2) as clients:
+            list(clients.map(self.submit, loads))
+
+    # Faults
+
+    def muster(self, orders: Orders | None = None, **wanted: int) -> None:
+        """Fresh processes under these orders: two for inference, one of each other role."""
+        self.stage.crew.orders = orders or Orders()
+        self.stage.crew.muster(**({"inference": 2, "io": 1, "dispatcher": 1} | wanted))
+
+    def plans(
+        self, role: Role, faults: Sequence[PlannedFault], **more: Any
+    ) -> Callable[[Role], Plan]:
+        """Orders that give each new process of ``role`` the next of these faults."""
+        left = list(faults)
+        ledger = str(self.stage.ledger.path)
+
+        def plan(asked: Role) -> Plan:
+            if asked != role:
+                return Plan(ledger=ledger)
+            taken = (left.pop(0),) if left else ()
+            return Plan(faults=taken, ledger=ledger, **more)
+
+        return plan
+
+    def strike_until_done(
+        self,
+        role: Role,
+        times: int,
+        *,
+        number: signal.Signals = signal.SIGKILL,
+        between: tuple[float, float] = (0.1, 0.6),
+    ) -> None:
+        """Signal processes of a role at random while jobs are open, at most so many times."""
+        struck = 0
+        while struck < times and not self.is_over():
+            threading.Event().wait(self.rng.uniform(*between))
+            struck += self.stage.crew.strike(role, number) is not None
+
+    # Waiting
+
+    def is_over(self) -> bool:
+        """Whether every accepted job is terminal."""
+        return not self.open_jobs()
+
+    def open_jobs(self) -> list[str]:
+        """``id state`` of accepted jobs that are not terminal."""
+        ids = [job.job_id for job in self.accepted]
+        with self.stage.db.system() as session:
+            rows = session.execute(
+                text("SELECT id, state FROM jobs WHERE id = ANY(:ids) AND state <> ALL(:ended)"),
+                {"ids": ids, "ended": [state.value for state in TERMINAL_JOB_STATES]},
+            )
+            return [f"{row.id} {row.state}" for row in rows]
+
+    def wait(self, look: Callable[[], object], what: str, seconds: float = 120.0) -> None:
+        """Look until there is something. Raises TimeoutError."""
+        until = monotonic_seconds() + seconds
+        while not look():
+            if monotonic_seconds() > until:
+                raise TimeoutError(f"waited {seconds:g} s in vain until {what}")
+            threading.Event().wait(0.05)
+
+    def wait_for_end(self, seconds: float = 120.0) -> None:
+        """Wait until every accepted job is terminal; what is not is the oracle's to tell."""
+        try:
+            self.wait(self.is_over, "all jobs end", seconds)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}: {self.open_jobs()[:5]}") from None
+
+    # Verdict
+
+    def conclude(self, row: Row) -> None:
+        """Ask the oracle, Valkey and the ledger."""
+        happened = self.stage.ledger.since(self._ledger_from)
+        row.times = len(happened) + self.made.total()
+        promised = self.stage.journal.job_ids(self.family)
+        row.verdict = judge(self.stage.db, self.accepted)
+        unknown = set(promised.values()) ^ {job.job_id for job in self.accepted}
+        if unknown:
+            row.verdict.breaches.append(f"journal and trial differ over {sorted(unknown)}")
+        if not self._queues_run_empty():
+            row.verdict.breaches.append("bells are left in Valkey and nobody takes them")
+        deaths = {fault.pid: fault.at for fault in happened if fault.act in _DEADLY}
+        seconds = recoveries(self.stage.db, deaths) + self.recovery_seconds
+        if seconds:
+            row.recovery_seconds = max(seconds)
+            if row.recovery_seconds > (QUICK_RECOVERY_SECONDS if self.quick else RECOVERY_SECONDS):
+                row.complaint = f"recovered after {row.recovery_seconds:.1f} s"
+
+    def _queues_run_empty(self) -> bool:
+        def empty() -> bool:
+            with self.stage.redis() as redis:
+                return not any(redis.llen(queue.value) for queue in Queue)
+
+        try:
+            self.wait(empty, "queues are empty", 20)
+        except TimeoutError:
+            return False
+        return True
+
+
+def now() -> float:
+    """Seconds since the epoch, as PostgreSQL on this machine counts them."""
+    return time.time()
