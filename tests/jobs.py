@@ -186,7 +186,8 @@ def assert_closed(db: Database, tenant_id: str, job_id: str, state: JobState) ->
     assert job.state == state, (job.state, job.error)
     assert job.ended_at is not None
     numbers = counts(job)
-    assert numbers["done"] + numbers["cancelled"] == numbers["total"], numbers
+    ended = numbers["done"] + numbers["cancelled"] + numbers["expired"]
+    assert ended == numbers["total"], numbers
     with db.tenant(tenant_id) as session:
         rows = session.execute(
             select(Item.state, func.count().label("items"))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Between beats each lease is looked at this often, so that a cancel is seen soon.
+#: Between beats each lease is looked at this often, so that a cancel or a pause is seen soon.
 _LOOK_SECONDS = 1.0
 
 
@@ -44,14 +44,17 @@ class HeldLease:
         self._stopping = stopping
         #: Set once another attempt owns the chunk: discard everything.
         self.lost = threading.Event()
-        #: Set once the job was cancelled: record what is finished and let go.
+        #: Set once the job was told to stop: record what is finished and let go.
         self.cancelled = threading.Event()
+        #: Set once the job was paused: record what is finished and give the rest back.
+        self.paused = threading.Event()
         #: Items or steps finished so far; the next beat reports it.
         self.progress = 0
 
     def should_stop(self) -> bool:
-        """Whether to end at the next step: lost, cancelled, or the process is stopping."""
-        return self.lost.is_set() or self.cancelled.is_set() or self._stopping.is_set()
+        """Whether to end at the next step: lost, cancelled, paused, or the process is stopping."""
+        ends = (self.lost, self.cancelled, self.paused, self._stopping)
+        return any(end.is_set() for end in ends)
 
     def report(self, progress: int) -> None:
         """Remember how far the work is."""
@@ -63,6 +66,8 @@ class HeldLease:
             self.lost.set()
         elif state == JobState.CANCELLING:
             self.cancelled.set()
+        elif state == JobState.PAUSED:
+            self.paused.set()
 
 
 class Heartbeat:

@@ -14,6 +14,7 @@ from flask_openapi.openapi import OpenAPI
 
 from app.api import (
     artifacts,
+    control,
     datasets,
     docs,
     health,
@@ -44,6 +45,7 @@ from app.tenants.keys import check_pepper
 
 _RESOURCES = (
     jobs.resource,
+    control.resource,
     results.resource,
     uploads.resource,
     multipart.resource,

@@ -1,4 +1,4 @@
-"""Jobs: submit, list, poll, cancel."""
+"""Jobs: submit, list, poll."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from app.api.schemas.jobs import (
     SubmitJob,
     WaitQuery,
 )
+from app.api.schemas.limits import limits_of
 from app.api.views import retry_after_seconds, show_job, show_jobs
-from app.jobs.cancel import cancel_job as cancel
 from app.jobs.progress import get_job as find_job
 from app.jobs.progress import list_jobs as page_jobs
 from app.jobs.states import TERMINAL_JOB_STATES, JobKind, JobState
@@ -32,7 +32,7 @@ from app.jobs.submit import submit_export, submit_finetune, submit_import, submi
 from app.jobs.tables import Job
 from app.tenants.scopes import Scope, require
 
-resource = Resource("jobs", "Jobs", "Submit work, watch it, stop it.")
+resource = Resource("jobs", "Jobs", "Submit work and watch it.")
 
 SCOPE_OF_KIND = {
     JobKind.PREDICT: Scope.JOBS_WRITE,
@@ -40,11 +40,11 @@ SCOPE_OF_KIND = {
     JobKind.IMPORT: Scope.MODELS_WRITE,
     JobKind.EXPORT: Scope.EXPORTS,
 }
-_ACCEPTED = ("Location", "Retry-After")
+ACCEPTED = ("Location", "Retry-After")
 
 
 @resource.route_as(
-    "post", "/jobs", answers={202: JobAnswer}, problems=[404], headers={202: _ACCEPTED}
+    "post", "/jobs", answers={202: JobAnswer}, problems=[404], headers={202: ACCEPTED}
 )
 def submit_job(body: SubmitJob) -> Response:
     """Submit a job.
@@ -75,6 +75,7 @@ def _submit(session: Session, asked: PredictJob | FinetuneJob | ImportJob | Expo
                 options=asked.options.model_dump(),
                 own_bucket=parts().settings.bucket,
                 priority=asked.priority,
+                limits=limits_of(asked.deadline, asked.max_failed),
                 metadata=asked.metadata,
             )
         case FinetuneJob():
@@ -86,6 +87,7 @@ def _submit(session: Session, asked: PredictJob | FinetuneJob | ImportJob | Expo
                 recipe=asked.options.recipe(),
                 alias=asked.options.alias,
                 priority=asked.priority,
+                limits=limits_of(asked.deadline),
                 metadata=asked.metadata,
             )
         case ImportJob():
@@ -93,6 +95,8 @@ def _submit(session: Session, asked: PredictJob | FinetuneJob | ImportJob | Expo
                 session,
                 tenant_id,
                 model=asked.model,
+                priority=asked.priority,
+                limits=limits_of(asked.deadline),
                 metadata=asked.metadata,
                 **asked.options.model_dump(),
             )
@@ -101,6 +105,8 @@ def _submit(session: Session, asked: PredictJob | FinetuneJob | ImportJob | Expo
                 session,
                 tenant_id,
                 job_id=asked.input.job,
+                priority=asked.priority,
+                limits=limits_of(asked.deadline),
                 metadata=asked.metadata,
                 **asked.options.model_dump(),
             )
@@ -189,23 +195,3 @@ class _Look:
         if seconds is not None:
             response.headers["Retry-After"] = str(seconds)
         return response
-
-
-@resource.route_as(
-    "post",
-    "/jobs/<job_id>/cancel",
-    answers={202: JobAnswer},
-    scope=Scope.JOBS_WRITE,
-    headers={202: _ACCEPTED},
-)
-def cancel_job(path: JobPath) -> Response:
-    """Ask a job to stop.
-
-    It is `cancelling` until no worker holds a part of it; what had finished stays. Asking
-    again changes nothing.
-    """
-    tenant_id = principal().tenant_id
-    return once(
-        lambda session: accepted(session, cancel(session, tenant_id, path.job_id)),
-        Retry_After="1",
-    )

@@ -15,6 +15,7 @@ from app.api.schemas.job_answers import (
     Progress,
     ResultAnswer,
 )
+from app.api.schemas.limits import MaxFailedAnswer
 from app.api.schemas.service import ArtifactAnswer
 from app.api.schemas.uploads import UploadAnswer, UploadLinks
 from app.datasets.resolve import names_of_dataset_versions
@@ -66,16 +67,21 @@ def _show_job(job: Job, model: Named | None, dataset: Named | None) -> JobAnswer
             "metadata": job.metadata_,
             "model_version": model,
             "dataset_version": dataset,
+            "deadline_at": job.deadline_at,
+            "max_failed": _max_failed(job),
+            "retry_of": job.retry_of,
             "counts": Counts(**counts(job)),
             "progress": _progress(job),
             "images_per_second": rate,
             "eta_seconds": eta,
             "result": job.result,
             "error": job.error,
+            "stop_reason": job.stop_reason,
             "created_at": job.created_at,
             "queued_at": job.queued_at,
             "running_at": job.running_at,
             "finalizing_at": job.finalizing_at,
+            "paused_at": job.paused_at,
             "cancelling_at": job.cancelling_at,
             "ended_at": job.ended_at,
             "updated_at": job.updated_at,
@@ -86,6 +92,9 @@ def _show_job(job: Job, model: Named | None, dataset: Named | None) -> JobAnswer
                 metrics=f"{here}/metrics",
                 artifacts=f"{here}/artifacts",
                 cancel=f"{here}/cancel",
+                pause=f"{here}/pause",
+                resume=f"{here}/resume",
+                retry=f"{here}/retry",
             ),
         }
     )
@@ -144,6 +153,12 @@ def _named(names: dict[str, str], version_id: str | None) -> Named | None:
         return None
     name, _, number = names[version_id].rpartition("@")
     return Named(id=version_id, name=name, number=int(number))
+
+
+def _max_failed(job: Job) -> MaxFailedAnswer | None:
+    if job.max_failed_items is None and job.max_failed_fraction is None:
+        return None
+    return MaxFailedAnswer(items=job.max_failed_items, fraction=job.max_failed_fraction)
 
 
 def _progress(job: Job) -> Progress:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 
 from app.db.session import Database
+from app.dispatch.deadlines import stop_overdue_jobs
 from app.dispatch.drift import close_forgotten_jobs
 from app.dispatch.leases import fail_poisoned, free_ended_leases, narrow_poisoned
+from app.dispatch.pauses import silence_paused_jobs
 from app.dispatch.stops import end_stopped_jobs
 from app.jobs.narrow import Narrowed
 
@@ -25,6 +27,10 @@ class Swept:
     killed: int = 0
     #: Jobs that were told to stop and still had something to end.
     stopped: int = 0
+    #: Jobs whose deadline had passed.
+    overdue: int = 0
+    #: Bells of paused jobs that were taken back.
+    silenced: int = 0
     #: Jobs that nothing would have closed any more; always 0 unless a rule was broken.
     repaired: int = 0
 
@@ -45,6 +51,9 @@ def sweep_once(db: Database, *, max_kills: int) -> Swept:
         narrowed=narrowed[Narrowed.HALVED],
         poisonous=narrowed[Narrowed.ENDED],
         killed=fail_poisoned(db, max_kills),
+        silenced=silence_paused_jobs(db),
+        # Before the stopped jobs are looked at, of which these are some then.
+        overdue=stop_overdue_jobs(db),
         stopped=end_stopped_jobs(db),
         repaired=close_forgotten_jobs(db),
     )

@@ -62,14 +62,17 @@ def claim_chunk(
     """Take the lease of a chunk of ``task`` that is pending and due.
 
     One statement on the database's clock, so of two workers one gets it. None means that
-    there is nothing to do: done already, held by another, cancelled, of another task or of
-    another tenant. A lease that has ended is the sweeper's, which counts the kill and narrows.
+    there is nothing to do: done already, held by another, paused, told to stop, past its
+    deadline, of another task or of another tenant. A lease that has ended is the sweeper's, which
+    counts the kill and narrows.
 
     A chunk that has killed workers is a suspect and is left unless ``kills`` says that it may
     have killed so many; None is any number.
     """
     job_wants_it = exists().where(
         Job.id == Chunk.job_id,
+        # The sweep will stop it: what is begun now would be for nothing.
+        or_(Job.deadline_at.is_(None), Job.deadline_at > func.now()),
         or_(
             and_(Job.state == JobState.VALIDATING, Chunk.task == ChunkTask.PLAN),
             and_(Job.state.in_([JobState.QUEUED, JobState.RUNNING]), Chunk.task != ChunkTask.PLAN),

@@ -210,6 +210,8 @@ def _chunk_size(session: Session, lease: Lease) -> int:
             Job.kind == JobKind.PREDICT,
             Job.state.in_(TERMINAL_JOB_STATES),
             Job.running_at.is_not(None),
+            # The time it was held is in its time, too.
+            Job.paused_at.is_(None),
             Job.succeeded >= MIN_CHUNK_ITEMS,
         )
         .order_by(Job.ended_at.desc())

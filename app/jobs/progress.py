@@ -69,6 +69,6 @@ def rate_and_eta(job: Job) -> tuple[float | None, float | None]:
     if seconds <= 0:
         return None, None
     rate = worked / seconds
-    if job.state in TERMINAL_JOB_STATES or job.sealed_at is None:
+    if job.state in TERMINAL_JOB_STATES | {JobState.PAUSED} or job.sealed_at is None:
         return rate, None
     return rate, max(job.total - worked - job.cancelled - job.expired, 0) / rate

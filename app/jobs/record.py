@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
@@ -27,9 +27,10 @@ from app.jobs.finalize import (
     lock_open_chunks,
     stopped_as,
 )
+from app.jobs.limits import exceeds_budget
 from app.jobs.move import move_job
 from app.jobs.source import describe_input
-from app.jobs.states import CHUNK_SOURCES, ChunkState, ItemState, JobState
+from app.jobs.states import CHUNK_SOURCES, ChunkState, ItemState, JobState, StopReason
 from app.jobs.tables import Chunk, Job
 
 
@@ -183,10 +184,23 @@ def _move_chunk(session: Session, lease: Lease, to: ChunkState, **values: Any) -
         raise _fenced(lease)
 
 
+class _Counted(NamedTuple):
+    """A job after a recording; its row is locked until COMMIT."""
+
+    state: str
+    total: int
+    sealed_at: Any
+    #: Items that have ended one way or another.
+    done: int
+
+
 def _count(
     session: Session, lease: Lease, rows: Sequence[ItemRow], extra: dict[str, Any] | None = None
-) -> Any:
-    """Add the rows to the job's counters and store them under the sequence number this takes."""
+) -> _Counted:
+    """Add the rows to the job's counters and store them under the sequence number this takes.
+
+    A job whose failure budget this exceeds is told to stop.
+    """
     session.info[RECORDS] = True
     ended = Counter(row.state for row in rows)
     job = session.execute(
@@ -205,6 +219,9 @@ def _count(
             Job.state,
             Job.total,
             Job.sealed_at,
+            Job.failed,
+            Job.max_failed_items,
+            Job.max_failed_fraction,
             (Job.succeeded + Job.failed + Job.skipped + Job.cancelled + Job.expired).label("done"),
         )
         .execution_options(synchronize_session=False)
@@ -220,7 +237,18 @@ def _count(
                 "rows": _rows_as_json(rows),
             },
         )
-    return job
+    state = job.state
+    if ended[ItemState.FAILED] and exceeds_budget(
+        job.failed,
+        job.total if job.sealed_at is not None else None,
+        job.max_failed_items,
+        job.max_failed_fraction,
+    ):
+        # The job only: its other chunks end by the sweep, as after a cancel.
+        stop = StopReason.FAILURES
+        if move_job(session, lease.tenant_id, lease.job_id, JobState.CANCELLING, stop_reason=stop):
+            state = JobState.CANCELLING
+    return _Counted(state, job.total, job.sealed_at, job.done)
 
 
 def _rows_as_json(rows: Sequence[ItemRow]) -> str:

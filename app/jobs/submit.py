@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 from sqlalchemy import func, select
@@ -12,6 +13,7 @@ from app.datasets.resolve import resolve_dataset
 from app.datasets.tables import Split
 from app.errors import InvalidInputError, NotFoundError
 from app.ids import CHUNK, JOB, new_id
+from app.jobs.limits import NO_LIMITS, Limits, check_deadline
 from app.jobs.progress import get_job
 from app.jobs.source import check_source
 from app.jobs.states import ChunkState, ChunkTask, JobKind, JobState
@@ -35,6 +37,7 @@ def submit_predict(
     options: Mapping[str, Any],
     own_bucket: str,
     priority: int = 0,
+    limits: Limits = NO_LIMITS,
     metadata: Mapping[str, Any] | None = None,
 ) -> Job:
     """Submit the recognition of every item of ``source`` by one model version.
@@ -44,7 +47,7 @@ def submit_predict(
     """
     version = resolve_version(session, tenant_id, model)
     kept, dataset_version_id = check_source(session, tenant_id, source, own_bucket=own_bucket)
-    return _add_job(
+    return add_job(
         session,
         tenant_id,
         JobKind.PREDICT,
@@ -54,6 +57,7 @@ def submit_predict(
         model_version_id=version.id,
         dataset_version_id=dataset_version_id,
         priority=priority,
+        limits=limits,
         metadata=metadata,
     )
 
@@ -65,7 +69,7 @@ def submit_ingest(session: Session, tenant_id: str, upload_id: str) -> Job:
     )
     if upload is None:
         raise NotFoundError(f"no upload {upload_id}", code="upload_not_found")
-    job = _add_job(
+    job = add_job(
         session,
         tenant_id,
         JobKind.INGEST,
@@ -87,6 +91,7 @@ def submit_finetune(
     recipe: TrainingRecipe,
     alias: str | None = "production",
     priority: int = 0,
+    limits: Limits = NO_LIMITS,
     metadata: Mapping[str, Any] | None = None,
 ) -> Job:
     """Submit the training of a new version of ``model`` on a dataset version.
@@ -106,7 +111,7 @@ def submit_finetune(
                 f"dataset {dataset} has no images in its {split.value} split",
                 code="empty_split",
             )
-    job = _add_job(
+    job = add_job(
         session,
         tenant_id,
         JobKind.FINETUNE,
@@ -115,6 +120,7 @@ def submit_finetune(
         options={"recipe": recipe.as_dict(), "alias": alias, "model": model},
         dataset_version_id=data.id,
         priority=priority,
+        limits=limits,
         metadata=metadata,
     )
     version = announce_version(
@@ -141,6 +147,8 @@ def submit_import(
     classes: Sequence[str] | Literal["imagenet"],
     alias: str | None = "production",
     preprocess: Mapping[str, Any] | None = None,
+    priority: int = 0,
+    limits: Limits = NO_LIMITS,
     metadata: Mapping[str, Any] | None = None,
 ) -> Job:
     """Submit the check and registration of weights as a new version of ``model``.
@@ -160,7 +168,7 @@ def submit_import(
             raise InvalidInputError(f"preprocess: {error}", code="preprocess_invalid") from None
     if not weights.startswith("torchvision:"):
         _require_weights(session, tenant_id, weights)
-    job = _add_job(
+    job = add_job(
         session,
         tenant_id,
         JobKind.IMPORT,
@@ -173,6 +181,8 @@ def submit_import(
             "model": model,
             "preprocess": dict(preprocess) if preprocess is not None else None,
         },
+        priority=priority,
+        limits=limits,
         metadata=metadata,
     )
     version = announce_version(
@@ -196,6 +206,8 @@ def submit_export(
     job_id: str,
     format: ExportFormat,  # noqa: A002  (the word that users see)
     only: Literal["all", "succeeded", "failed"] = "all",
+    priority: int = 0,
+    limits: Limits = NO_LIMITS,
     metadata: Mapping[str, Any] | None = None,
 ) -> Job:
     """Submit the writing of a job's results to a file.
@@ -210,7 +222,7 @@ def submit_export(
             f"job {job_id} is a {source.kind} job; only predict jobs have results to export",
             code="not_exportable",
         )
-    return _add_job(
+    return add_job(
         session,
         tenant_id,
         JobKind.EXPORT,
@@ -218,11 +230,13 @@ def submit_export(
         input={"job": job_id},
         options={"format": format, "only": only},
         model_version_id=source.model_version_id,
+        priority=priority,
+        limits=limits,
         metadata=metadata,
     )
 
 
-def _add_job(
+def add_job(
     session: Session,
     tenant_id: str,
     kind: JobKind,
@@ -233,10 +247,16 @@ def _add_job(
     model_version_id: str | None = None,
     dataset_version_id: str | None = None,
     priority: int = 0,
+    limits: Limits = NO_LIMITS,
     metadata: Mapping[str, Any] | None = None,
+    retry_of: str | None = None,
     sealed: bool = True,
 ) -> Job:
-    """A job with its first chunk: the plan, or for jobs without items the whole work."""
+    """A job with its first chunk: the plan, or for jobs without items the whole work.
+
+    Raises:
+        InvalidInputError: ``deadline_passed``.
+    """
     planned = first is ChunkTask.PLAN
     job = Job(
         id=new_id(JOB),
@@ -249,6 +269,8 @@ def _add_job(
         metadata_=dict(metadata or {}),
         model_version_id=model_version_id,
         dataset_version_id=dataset_version_id,
+        retry_of=retry_of,
+        **asdict(limits),
         total=0,
         queued_at=None if planned else func.now(),
         sealed_at=func.now() if sealed and not planned else None,
@@ -268,6 +290,7 @@ def _add_job(
     session.flush()
     # Server-side times are read back, so that the answer to the client holds them.
     session.refresh(job)
+    check_deadline(job.deadline_at, job.created_at)
     return job
 
 

@@ -17,6 +17,7 @@ from app.db.session import Database
 from app.dispatch.sweep import Swept, sweep_once
 from app.errors import ConflictError, FencedError, InvalidInputError, StorageError, UnavailableError
 from app.jobs.cancel import cancel_job
+from app.jobs.pause import pause_job
 from app.jobs.record import record_chunk, record_prefix
 from app.jobs.states import ChunkState, ChunkTask, ItemState, JobState
 from app.jobs.tables import Chunk, Item, WorkerRow
@@ -395,6 +396,25 @@ def test_cancel_reaches_the_work_and_letting_go_closes_the_job(
     ring(process, owner, chunk, work)
     job = assert_closed(quiet, owner, job_id, JobState.CANCELLED)
     assert job.cancelled == 3
+
+
+def test_pause_reaches_the_work_and_letting_go_gives_the_chunk_back_without_a_kill(
+    process: WorkerProcess, quiet: Database, owner: str
+) -> None:
+    job_id, (chunk,) = make_job(quiet, owner, 3)
+
+    def work(process: WorkerProcess, held: HeldLease) -> None:
+        with quiet.tenant(owner) as session:
+            pause_job(session, owner, job_id)
+        assert held.paused.wait(PATIENCE)
+        assert held.should_stop()
+        let_go(process, held)
+
+    ring(process, owner, chunk, work)
+    ring(process, owner, chunk, never)
+    row = look_at_chunk(quiet, chunk)
+    assert (row.state, row.kills, row.lo, row.hi) == (ChunkState.PENDING, 0, 0, 3)
+    assert look_at_job(quiet, owner, job_id).state == JobState.PAUSED
 
 
 def test_work_that_finishes_in_a_cancelled_job_and_cannot_register_still_ends_it(

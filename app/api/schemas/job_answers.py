@@ -9,6 +9,7 @@ from pydantic import Field
 
 from app.api.schemas.base import Answer, JobError, PageAnswer
 from app.api.schemas.jobs import JobKindWord, JobStateWord
+from app.api.schemas.limits import MaxFailedAnswer
 
 
 class Named(Answer):
@@ -49,6 +50,9 @@ class JobLinks(Answer):
     metrics: str
     artifacts: str
     cancel: str
+    pause: str
+    resume: str
+    retry: str
 
 
 class JobAnswer(Answer):
@@ -63,16 +67,23 @@ class JobAnswer(Answer):
     metadata: dict[str, Any]
     model_version: Named | None
     dataset_version: Named | None
+    deadline_at: datetime | None
+    max_failed: MaxFailedAnswer | None = Field(description="The failure budget, if one was set.")
+    retry_of: str | None = Field(description="The job whose images this one tries again.")
     counts: Counts
     progress: Progress
     images_per_second: float | None
     eta_seconds: float | None
     result: dict[str, Any] | None = Field(description="What the job made.")
     error: JobError | None = Field(description="Why the job failed.")
+    stop_reason: Literal["cancel", "deadline", "failures"] | None = Field(
+        description="Why the job was told to stop before its end."
+    )
     created_at: datetime
     queued_at: datetime | None
     running_at: datetime | None
     finalizing_at: datetime | None
+    paused_at: datetime | None = Field(description="When it was last paused.")
     cancelling_at: datetime | None
     ended_at: datetime | None
     updated_at: datetime

@@ -16,6 +16,7 @@ from app.api.schemas.base import (
     UploadId,
     free_text,
 )
+from app.api.schemas.limits import Deadline, MaxFailed
 from app.training.recipe import TrainingRecipe
 
 #: ``name``, ``name@alias``, ``name@3`` or an id.
@@ -126,6 +127,8 @@ class PredictJob(Request):
     model: Reference
     options: PredictOptions = PredictOptions()
     priority: Priority = 0
+    deadline: Deadline | None = None
+    max_failed: MaxFailed | None = None
     metadata: Metadata = Field({})
 
 
@@ -166,6 +169,7 @@ class FinetuneJob(Request):
     model: Name
     options: FinetuneOptions = FinetuneOptions()
     priority: Priority = 0
+    deadline: Deadline | None = None
     metadata: Metadata = Field({})
 
 
@@ -212,6 +216,8 @@ class ImportJob(Request):
     kind: Literal["import"]
     model: Name
     options: ImportOptions
+    priority: Priority = 0
+    deadline: Deadline | None = None
     metadata: Metadata = Field({})
 
 
@@ -234,6 +240,8 @@ class ExportJob(Request):
     kind: Literal["export"]
     input: ExportInput
     options: ExportOptions = ExportOptions()
+    priority: Priority = 0
+    deadline: Deadline | None = None
     metadata: Metadata = Field({})
 
 
