@@ -16,7 +16,7 @@ from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging, worker_shutdown, worker_shutting_down
 
-from app.errors import UnavailableError
+from app.errors import SettingsError, UnavailableError
 from app.jobs.states import ChunkTask
 from app.log import configure_logging, get_logger
 from app.queues.celery import make_celery
@@ -110,14 +110,17 @@ def _start(process: WorkerProcess) -> None:
     """
     try:
         process.start()
-    except UnavailableError as error:
+    except (SettingsError, UnavailableError) as error:
         log.error("worker_not_started", code=error.code, detail=error.detail)
         raise SystemExit(1) from None
     log.info("worker_started", worker=process.id, name=process.name, device=process.device)
 
 
 def main() -> None:
-    """Serve one queue until told to stop. Exits with 1 where the database does not answer."""
+    """Serve one queue until told to stop.
+
+    Exits with 1 where the database does not answer, or its schema is of another version.
+    """
     parser = argparse.ArgumentParser(description="A Darkroom worker.")
     parser.add_argument("--role", required=True, choices=[queue.value for queue in Queue])
     arguments = parser.parse_args()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from app.db.schema import require_schema
 from app.db.session import Database
 from app.ids import WORKER, new_id
 from app.queues.names import SLOTS_OF_QUEUE, Queue
@@ -87,7 +88,13 @@ class WorkerProcess:
         return warm.version_ids() if warm is not None else []
 
     def start(self) -> None:
-        """Register, and begin to beat."""
+        """Register, and begin to beat.
+
+        Raises:
+            SchemaError: the database was migrated by another version of Darkroom.
+            UnavailableError: the database does not answer.
+        """
+        require_schema(self.db)
         if self.queue is not Queue.IO and self.settings.torch_threads:
             import torch
 

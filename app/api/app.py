@@ -36,7 +36,9 @@ from app.api.resource import Operation
 from app.api.schemas.base import Problem
 from app.api.wait import WaitSlots
 from app.clock import monotonic_seconds
+from app.db.schema import require_schema
 from app.db.session import Database
+from app.errors import UnavailableError
 from app.ids import REQUEST, new_id
 from app.log import configure_logging, get_logger
 from app.settings import Settings, load_settings
@@ -65,11 +67,11 @@ log = get_logger(__name__)
 
 
 def create_app(settings: Settings | None = None) -> OpenAPI:
-    """The application; contacts nothing until it is asked something.
+    """The application; given ``settings``, it contacts nothing until it is asked something.
 
     Raises:
         SettingsError: ``settings`` was left out and the environment's are not valid, or name
-            no pepper.
+            no pepper, or a database whose schema is of another version.
     """
     serving = settings is None
     if settings is None:
@@ -103,6 +105,7 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     )
     app.extensions["darkroom"] = here
     if serving:
+        _check_schema(here.db)
         _end_waits_at_stop(here.slots)
     register_problems(app)
     operations: dict[str, Operation] = {}
@@ -117,6 +120,15 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     app.before_request(begin)
     app.after_request(_end)
     return app
+
+
+def _check_schema(db: Database) -> None:
+    """Refuse to serve a schema of another version; one that is away is checked by nobody yet."""
+    try:
+        require_schema(db)
+    except UnavailableError as error:
+        # `/readyz` says so until it answers; to start without it is allowed.
+        log.warning("schema_not_checked", code=error.code, detail=error.detail)
 
 
 def _begin(operation: Operation | None) -> None:

@@ -25,6 +25,11 @@ _TORCH_SECONDS = 120
 #: A worker that was not seen for so long is taken for dead.
 SILENT_SECONDS = 60
 
+_SCHEMA_ADVICE = {
+    "schema_too_new": "upgrade this Darkroom",
+    "schema_too_old": "run `darkroom migrate`",
+}
+
 #: Runs in a process of its own: the service itself never imports torch.
 _TORCH_PROBE = """
 import torch, torchvision
@@ -69,10 +74,9 @@ def _guarded(name: str, look: Callable[[Settings], Check], settings: Settings) -
 
 def check_database(settings: Settings) -> Check:
     """The database answers under both roles and its schema is the newest of this code."""
-    from alembic.script import ScriptDirectory
     from sqlalchemy import text
 
-    from app.db.migrate import alembic_config
+    from app.db.schema import SchemaError, newest_revision, require_schema
     from app.db.session import Database
 
     db = Database.from_settings(settings)
@@ -89,33 +93,14 @@ def check_database(settings: Settings) -> Check:
                 "DATABASE_URL names a role that row level security does not bind",
                 "use the role darkroom_api; `darkroom migrate` makes it",
             )
-        if settings.system_database_url is None:
-            return Check(
-                "database",
-                "warn",
-                f"PostgreSQL {version}; SYSTEM_DATABASE_URL is not set, schema not looked at",
-                "dispatcher and migrations need it",
-            )
-        with db.system() as session:
-            has_table = session.execute(
-                text("SELECT to_regclass('alembic_version') IS NOT NULL")
-            ).scalar_one()
-            found = (
-                session.execute(text("SELECT version_num FROM alembic_version")).scalar()
-                if has_table
-                else None
-            )
+        require_schema(db)
+    except SchemaError as error:
+        return Check(
+            "database", "fail", f"PostgreSQL {version}: {error.detail}", _SCHEMA_ADVICE[error.code]
+        )
     finally:
         db.close()
-    head = ScriptDirectory.from_config(alembic_config(settings.system_url)).get_current_head()
-    if found != head:
-        return Check(
-            "database",
-            "fail",
-            f"PostgreSQL {version}, schema at {found or 'nothing'}, this code needs {head}",
-            "run `darkroom migrate`",
-        )
-    return Check("database", "ok", f"PostgreSQL {version}, schema at {head}")
+    return Check("database", "ok", f"PostgreSQL {version}, schema at {newest_revision()}")
 
 
 def check_redis(settings: Settings) -> Check:

@@ -79,7 +79,10 @@ def _explain(error: Exception) -> Exit | None:
 
     if isinstance(error, DarkroomError):
         print_error(error.detail, error.code, errors=error.errors, total=error.total)
-        return Exit.UNREACHABLE if isinstance(error, UnavailableError) else Exit.FAILED
+        if isinstance(error, UnavailableError):
+            return Exit.UNREACHABLE
+        # Errors of the local parts bring their own.
+        return Exit(getattr(error, "exit_code", Exit.FAILED))
     if os.environ.get("DARKROOM_DEBUG"):
         return None
     print_error(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli import datasets, keys, models, uploads
+from app.cli.backup import backup, restore
 from app.cli.connect import GuardedGroup, JsonFlag, Service, connect
 from app.cli.demo import demo, demo_photos
 from app.cli.doctor import doctor
@@ -104,6 +105,8 @@ app.add_typer(keys.app, name="keys", rich_help_panel=_SERVICE)
 app.command(rich_help_panel=_SERVICE)(settings)
 app.command(rich_help_panel=_SERVICE)(doctor)
 app.command(rich_help_panel=_SERVICE)(migrate)
+app.command(rich_help_panel=_SERVICE)(backup)
+app.command(rich_help_panel=_SERVICE)(restore)
 app.command(hidden=True)(demo)
 app.command("demo-photos", hidden=True)(demo_photos)
 

@@ -6,11 +6,11 @@ from importlib.resources import files
 
 from alembic import command
 from alembic.config import Config
-from alembic.util import CommandError
 from sqlalchemy import text
 
+from app.db.roles import API_ROLE
+from app.db.schema import check_not_newer, read_revision
 from app.db.session import make_engine
-from app.errors import SettingsError
 
 
 def alembic_config(system_url: str) -> Config:
@@ -25,7 +25,7 @@ def upgrade(system_url: str, revision: str = "head") -> None:
     """Bring the schema to ``revision``; one process at a time, others wait.
 
     Raises:
-        SettingsError: the schema is newer than this code.
+        SchemaError: the schema is newer than this code.
     """
     engine = make_engine(system_url, pool_size=2)
     config = alembic_config(system_url)
@@ -34,12 +34,10 @@ def upgrade(system_url: str, revision: str = "head") -> None:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as guard:
             guard.execute(text("SET lock_timeout = '60s'"))
             guard.execute(text("SELECT pg_advisory_lock(hashtext('darkroom.migrate'))"))
+            check_not_newer(read_revision(guard))
             command.upgrade(config, revision)
-    except CommandError as error:
-        raise SettingsError(
-            f"the database schema does not fit this version of Darkroom: {error}. "
-            "Run the version that wrote it, or a newer one.",
-            code="schema_mismatch",
-        ) from error
+            # Alembic's own table, which no migration makes: processes compare it with their
+            # code as they start.
+            guard.execute(text(f"GRANT SELECT ON public.alembic_version TO {API_ROLE}"))
     finally:
         engine.dispose()

@@ -16,6 +16,7 @@ from celery import Celery
 
 from app.alive import show_alive
 from app.clock import monotonic_seconds
+from app.db.schema import SchemaError, require_schema
 from app.db.session import Database
 from app.dispatch.relay import relay_once
 from app.dispatch.sweep import sweep_once
@@ -80,7 +81,7 @@ def _survive(step: Callable[[], None]) -> bool:
 
 
 def main() -> None:
-    """Run the dispatcher until SIGTERM or SIGINT."""
+    """Run the dispatcher until SIGTERM or SIGINT. Exits with 1 on a schema of another version."""
     settings = load_settings()
     configure_logging(settings.log_level, json=settings.log_format == "json")
     # Refuses to start without the system role, rather than at the first sweep.
@@ -93,6 +94,14 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     db = Database.from_settings(settings)
+    try:
+        require_schema(db)
+    except SchemaError as error:
+        log.error("dispatcher_not_started", code=error.code, detail=error.detail)
+        raise SystemExit(1) from None
+    except UnavailableError as error:
+        # The loop waits for a database that is away; it may come up after us.
+        log.warning("schema_not_checked", code=error.code, detail=error.detail)
     celery = make_celery(settings)
     log.info("dispatcher_started")
     try:

@@ -16,9 +16,10 @@ _LOOK_SECONDS = 0.1
 class FolderLock:
     """The supervisor's right to a data folder; the kernel gives it back however we end.
 
-    Two files. ``up.lock`` is ours alone and holds our pid. ``children.lock`` is inherited by
-    every child: after a kill -9 of the supervisor it stays held until the last child has
-    drained, so the next supervisor knows when ports and leases are free without any list of pids.
+    Two files. ``up.lock`` is ours alone and holds our pid and what we do. ``children.lock`` is
+    inherited by every child: after a kill -9 of the supervisor it stays held until the last
+    child has drained, so the next supervisor knows when ports and leases are free without any
+    list of pids.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -32,22 +33,24 @@ class FolderLock:
         assert self._shared is not None
         return self._shared
 
-    def acquire(self, *, patience_seconds: float) -> None:
+    def acquire(self, *, patience_seconds: float, doing: str = "Darkroom") -> None:
         """Take the folder; waits only for children that an earlier supervisor left.
+
+        ``doing`` is what the next one is told to wait for or to stop.
 
         Raises:
             AlreadyRunningError: another supervisor runs, or such children do not end in time.
         """
         self._own = os.open(self._data_dir / "up.lock", os.O_RDWR | os.O_CREAT, 0o644)
         if not _try_lock(self._own):
-            holder = os.pread(self._own, 32, 0).decode("ascii", "replace").strip()
+            pid, _, what = os.pread(self._own, 64, 0).decode("ascii", "replace").partition("\n")
             self.release()
             raise AlreadyRunningError(
-                f"Darkroom already runs on {self._data_dir} (pid {holder or 'unknown'}); stop "
-                "that one, or choose another folder with --data"
+                f"{what.strip() or 'Darkroom'} already runs on {self._data_dir} (pid "
+                f"{pid or 'unknown'}); stop that one, or choose another folder with --data"
             )
         os.ftruncate(self._own, 0)
-        os.pwrite(self._own, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(self._own, f"{os.getpid()}\n{doing}\n".encode("ascii"), 0)
         self._shared = os.open(self._data_dir / "children.lock", os.O_RDWR | os.O_CREAT, 0o644)
         deadline = monotonic_seconds() + patience_seconds
         pause = threading.Event()

@@ -25,6 +25,8 @@ from app.stack.processes import (
 )
 
 ADMIN = "postgres"
+#: The database of a data folder.
+DATABASE_NAME = "darkroom"
 SOCKET_PATH_MAX_BYTES = 107
 MAX_CONNECTIONS = 100
 _SOCKET_NAME = ".s.PGSQL.65535"
@@ -61,7 +63,7 @@ class LocalPostgres(Part):
         """The account to switch to at the start of a program, where it needs no pass."""
         return None if self._pass else self._account
 
-    def url(self, role: str, password: str, database: str = "darkroom") -> str:
+    def url(self, role: str, password: str, database: str = DATABASE_NAME) -> str:
         """The URL of ``database`` for ``role``, as SQLAlchemy and psycopg read it."""
         return (
             f"postgresql://{quote(role, safe='')}:{quote(password, safe='')}"
