@@ -10,13 +10,20 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from app.errors import ItemError, UnavailableError
 from app.models.spec import PreprocessSpec
-from worker.pipeline.wire import WireClosedError, receive_frame, send_frame
+from worker.pipeline.wire import (
+    DECODED,
+    WireClosedError,
+    receive_bytes,
+    receive_frame,
+    send_frame,
+)
 
 _START_SECONDS = 60.0
 #: Codes a child may give; anything else it says counts as undecodable.
@@ -43,6 +50,8 @@ class ChildProcess:
         self._item_seconds = item_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        #: Buffered: the answers of a run of tiny images come many in one read.
+        self._replies: BinaryIO | None = None
         self._memory_fd = -1
         self._memory: mmap.mmap | None = None
 
@@ -69,6 +78,7 @@ class ChildProcess:
 
     def _launch(self) -> None:
         self._socket, theirs = socket.socketpair()
+        self._replies = self._socket.makefile("rb")
         environment = {name: os.environ[name] for name in _CHILD_ENVIRONMENT if name in os.environ}
         environment["PYTHONPATH"] = str(_ROOT)
         # One heap: each further one reserves address space, which the child limits.
@@ -92,9 +102,10 @@ class ChildProcess:
     def await_ready(self) -> None:
         """Wait until the child serves. Raises UnavailableError where it does not."""
         assert self._socket is not None
+        assert self._replies is not None
         self._socket.settimeout(_START_SECONDS)
         try:
-            receive_frame(self._socket)
+            receive_frame(self._replies)
         except (OSError, WireClosedError) as error:
             self.dispose()
             raise UnavailableError(f"a decode process does not start: {error}") from error
@@ -122,15 +133,15 @@ class ChildProcess:
             ChildDiedError: the child ended.
             ChildTimeoutError: the image took longer than its time.
         """
-        assert self._socket is not None
+        assert self._replies is not None
         try:
-            reply = receive_frame(self._socket)
+            if receive_bytes(self._replies, 1) == DECODED:
+                return None
+            reply = receive_frame(self._replies)
         except TimeoutError:
             raise ChildTimeoutError from None
         except OSError as error:
             raise ChildDiedError from error
-        if reply.get("decoded") is True:
-            return None
         code = reply.get("code")
         return ItemError(
             str(reply.get("detail", "the image cannot be decoded")),
@@ -156,6 +167,9 @@ class ChildProcess:
             self._process.kill()
             self._process.wait()
             self._process = None
+        if self._replies is not None:
+            self._replies.close()
+            self._replies = None
         if self._socket is not None:
             self._socket.close()
             self._socket = None

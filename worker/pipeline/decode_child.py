@@ -21,7 +21,14 @@ from PIL import AvifImagePlugin, Image
 from app.errors import ItemError
 from app.models.spec import PreprocessSpec
 from worker.pipeline.pixels import decode_image
-from worker.pipeline.wire import WireClosedError, receive_bytes, receive_frame, send_frame
+from worker.pipeline.wire import (
+    DECODED,
+    NOT_DECODED,
+    WireClosedError,
+    receive_bytes,
+    receive_frame,
+    send_frame,
+)
 
 #: Kernel niceness: decoding fills what the forward pass leaves of the processor.
 _NICENESS = 10
@@ -77,10 +84,11 @@ def _silence() -> None:
 
 def _serve(sock: socket.socket, memory_fd: int, max_pixels: int, item_seconds: float) -> None:
     memory: mmap.mmap | None = None
+    runs = sock.makefile("rb")
     alarm_seconds = math.ceil(item_seconds) + _ALARM_MARGIN_SECONDS
     while True:
-        run = receive_frame(sock)
-        images = [receive_bytes(sock, length) for length in run["lengths"]]
+        run = receive_frame(runs)
+        images = [receive_bytes(runs, length) for length in run["lengths"]]
         spec = PreprocessSpec.from_dict(run["spec"])
         height, width, channels = spec.output_shape
         slot_bytes = height * width * channels
@@ -93,11 +101,15 @@ def _serve(sock: socket.socket, memory_fd: int, max_pixels: int, item_seconds: f
             try:
                 start = index * slot_bytes
                 memory[start : start + slot_bytes] = decode_image(data, spec, max_pixels=max_pixels)
-                reply: dict[str, object] = {"decoded": True}
-            except ItemError as error:
-                reply = {"code": error.code, "detail": error.detail[:500]}
+                error: ItemError | None = None
+            except ItemError as raised:
+                error = raised
             signal.alarm(0)
-            send_frame(sock, reply)
+            if error is None:
+                sock.sendall(DECODED)
+            else:
+                sock.sendall(NOT_DECODED)
+                send_frame(sock, {"code": error.code, "detail": error.detail[:500]})
 
 
 if __name__ == "__main__":

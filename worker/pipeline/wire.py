@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from typing import Any
+from typing import Any, BinaryIO
 
 _LENGTH = struct.Struct("!I")
 _MAX_HEADER_BYTES = 1024 * 1024
+
+#: What a child says of one image: its pixels are ready, or a frame with its error follows.
+#: One byte, because a run of tiny images is answered faster than JSON is read.
+DECODED, NOT_DECODED = b"+", b"-"
 
 
 class WireClosedError(ConnectionError):
@@ -29,17 +33,17 @@ def send_frame(
         sock.sendall(body)
 
 
-def receive_frame(sock: socket.socket) -> dict[str, Any]:
-    """The next frame's header.
+def receive_frame(stream: BinaryIO) -> dict[str, Any]:
+    """The next frame's header, from a socket's buffered reader.
 
     Raises:
         WireClosedError: the other end closed or died, or sent what is no frame.
     """
-    (length,) = _LENGTH.unpack(receive_bytes(sock, _LENGTH.size))
+    (length,) = _LENGTH.unpack(receive_bytes(stream, _LENGTH.size))
     if length > _MAX_HEADER_BYTES:
         raise WireClosedError(f"a frame of {length} bytes is no frame of ours")
     try:
-        header = json.loads(receive_bytes(sock, length))
+        header = json.loads(receive_bytes(stream, length))
     except ValueError as error:
         raise WireClosedError(f"a frame is not JSON: {error}") from None
     if not isinstance(header, dict):
@@ -47,13 +51,9 @@ def receive_frame(sock: socket.socket) -> dict[str, Any]:
     return header
 
 
-def receive_bytes(sock: socket.socket, length: int) -> bytearray:
+def receive_bytes(stream: BinaryIO, length: int) -> bytes:
     """Exactly ``length`` bytes. Raises WireClosedError where the stream ends before."""
-    data = bytearray(length)
-    view = memoryview(data)
-    while view:
-        count = sock.recv_into(view)
-        if count == 0:
-            raise WireClosedError("the other end closed the socket")
-        view = view[count:]
+    data = stream.read(length)
+    if len(data) < length:
+        raise WireClosedError("the other end closed the socket")
     return data
