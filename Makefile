@@ -53,6 +53,11 @@ faults: $(READY) ## Break everything under load and prove that nothing is lost [
 	@$(BIN)/python -m tests.faults.run $(if $(SEED),--seed "$(SEED)") $(if $(ONLY),--only "$(ONLY)") \
 		$(if $(QUICK),--quick)
 
+.PHONY: bench
+bench: $(READY) ## Measure; ONLY= names one of tests/bench: scale, …
+	@test -n "$(ONLY)" || { echo 'say which: make bench ONLY=scale' >&2; exit 2; }
+	@$(BIN)/python -m tests.bench.$(ONLY)
+
 .PHONY: lock
 lock: $(READY) ## Resolve all dependencies again and write the lock files
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \

@@ -8,51 +8,17 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from app.db.migrate import upgrade
-from app.db.roles import API_ROLE, SYSTEM_ROLE, ensure_roles
 from app.db.session import Database
 from app.jobs.tables import Job
 from app.log import configure_logging
-from app.settings import Settings, load_settings
-from app.stack.postgres import LocalPostgres
-from app.stack.s3 import LocalS3
-from app.stack.valkey import LocalValkey
+from app.settings import Settings
+from tests.bench.service import local_parts
 from tests.factories import make_tenant
 from tests.service import running_service
 
 _MIB_KB = 1024
-
-
-@contextmanager
-def local_parts(folder: Path) -> Iterator[Settings]:
-    """PostgreSQL, Valkey and S3 as a user's machine runs them, and settings that name them."""
-    with ExitStack() as cleanup:
-        postgres, valkey, s3 = LocalPostgres(folder), LocalValkey(folder), LocalS3(folder)
-        for part in (postgres, valkey, s3):
-            part.start()
-            cleanup.callback(part.stop)
-        secrets = postgres.secrets
-        ensure_roles(
-            postgres.admin_url,
-            "darkroom",
-            api_password=secrets.api_password,
-            system_password=secrets.system_password,
-        )
-        system_url = postgres.url(SYSTEM_ROLE, secrets.system_password)
-        upgrade(system_url)
-        yield load_settings(
-            DATABASE_URL=postgres.url(API_ROLE, secrets.api_password),
-            SYSTEM_DATABASE_URL=system_url,
-            REDIS_URL=valkey.url,
-            S3_ENDPOINT_URL=s3.endpoint_url,
-            AWS_ACCESS_KEY_ID=s3.access_key_id,
-            AWS_SECRET_ACCESS_KEY=s3.secret_access_key,
-            key_pepper=secrets.key_pepper,
-        )
 
 
 def ingest(settings: Settings, folder: Path, content: bytes) -> tuple[Job, int]:
@@ -77,8 +43,8 @@ def main(path: Path) -> None:
     # PostgreSQL may run as another user, who must pass through.
     folder.chmod(0o711)
     try:
-        with local_parts(folder) as settings:
-            job, worker_mb = ingest(settings, folder, path.read_bytes())
+        with local_parts(folder) as parts:
+            job, worker_mb = ingest(parts.settings, folder, path.read_bytes())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     assert job.ended_at is not None
