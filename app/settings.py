@@ -102,6 +102,10 @@ class Settings(BaseSettings):
     chunk_items: int | None = Field(
         None, gt=0, description="Fixed items per chunk; empty means sized by measured rate."
     )
+    io_turn_seconds: Seconds = Field(
+        5,
+        description="Time after which a plan or ingest lets other work that waits go first.",
+    )
     database_pool: Positive = Field(10, description="Database connections per process, at most.")
 
     # Images and archives

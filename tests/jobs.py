@@ -39,6 +39,7 @@ def add_planned_job(
         options={},
         metadata_={},
         total=total,
+        chunk_items=max(sizes, default=None),
         sealed_at=func.now(),
         queued_at=func.now(),
     )

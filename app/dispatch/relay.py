@@ -10,9 +10,11 @@ from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
-from app.queues.names import QUEUE_OF_TASK
+from app.dispatch.offers import keep_turns, read_offers
+from app.dispatch.turns import take_turns
 from app.queues.publish import Bell, ring
 
+_NOW = text("SELECT clock_timestamp()")
 _ROUND = text("SELECT pg_try_advisory_xact_lock(hashtextextended('darkroom.relay', 0))")
 # A worker whose heartbeat is older than three beats takes no bells.
 _SLOTS = text(
@@ -34,43 +36,6 @@ _BUSY = text(
     FROM chunks
     WHERE state = 'running' OR (state = 'pending' AND last_rung_at IS NOT NULL)
     GROUP BY queue
-    """
-)
-# Each open job offers its next chunks; a tenant or job that already has chunks in work
-# stands behind one that has none, so whatever is queued a small job gets its turn. Priority
-# orders the jobs of one tenant: it must not be a way past the others.
-_CANDIDATES = text(
-    """
-    WITH active AS (
-        SELECT tenant_id, job_id, count(*) AS chunks
-        FROM chunks
-        WHERE queue = :queue
-          AND (state = 'running' OR (state = 'pending' AND last_rung_at IS NOT NULL))
-        GROUP BY tenant_id, job_id
-    ), offered AS (
-        SELECT c.id, c.tenant_id, c.task, c.queue, j.priority, j.id AS job_id,
-               coalesce(a.chunks, 0) + row_number() OVER (PARTITION BY j.id ORDER BY c.lo)
-                   AS job_rank
-        FROM jobs j
-        LEFT JOIN active a ON a.job_id = j.id
-        CROSS JOIN LATERAL (
-            SELECT id, tenant_id, task, queue, lo
-            FROM chunks
-            WHERE job_id = j.id AND state = 'pending' AND queue = :queue AND due_at <= now()
-              AND (task = 'plan') = (j.state = 'validating')
-              AND last_rung_at IS NULL
-            ORDER BY lo
-            LIMIT :wanted
-        ) c
-        WHERE j.state IN ('queued', 'running') OR (j.state = 'validating' AND :plans)
-    )
-    SELECT id, tenant_id, task, queue
-    FROM offered
-    ORDER BY coalesce((SELECT sum(chunks) FROM active a WHERE a.tenant_id = offered.tenant_id), 0)
-               + row_number() OVER (
-                   PARTITION BY tenant_id ORDER BY priority DESC, job_rank, job_id),
-             job_rank, job_id
-    LIMIT :wanted
     """
 )
 _STAMP = text(
@@ -149,7 +114,8 @@ def _choose(
     """Stamp and return the chunks to ring in one queue.
 
     Twice the slots may be in work or on their way: one chunk computing and one bell waiting
-    for each. Old bells are rung again only where a slot is idle; while all are busy an
+    for each. Who is next is said by :mod:`app.dispatch.turns`, and kept in the transaction that
+    stamps the chunks. Old bells are rung again only where a slot is idle; while all are busy an
     unanswered bell is no sign of a lost one.
     """
     chosen: list[Row[tuple[str, str, str, str]]] = []
@@ -158,9 +124,9 @@ def _choose(
         chosen += session.execute(_STAMP_AGAIN, again).all()
     wanted = 2 * load.slots - load.running - load.fresh - load.stale
     if wanted > 0:
-        plans = queue == QUEUE_OF_TASK["plan"]
-        offered = session.execute(_CANDIDATES, {"queue": queue, "plans": plans, "wanted": wanted})
-        ids = [row.id for row in offered]
+        tenants = read_offers(session, queue, wanted)
+        ids = take_turns(tenants, wanted, session.execute(_NOW).scalar_one())
+        keep_turns(session, queue, tenants)
         stamped = session.execute(_STAMP, {"ids": ids}).all() if ids else []
         # In the order of the choice, which is the fair one; UPDATE has none.
         chosen += sorted(stamped, key=lambda row: ids.index(row.id))

@@ -8,6 +8,7 @@ from app.db.session import Database
 from app.dispatch.deadlines import stop_overdue_jobs
 from app.dispatch.drift import close_forgotten_jobs
 from app.dispatch.leases import fail_poisoned, free_ended_leases, narrow_poisoned
+from app.dispatch.offers import drop_old_turns
 from app.dispatch.pauses import silence_paused_jobs
 from app.dispatch.stops import end_stopped_jobs
 from app.jobs.narrow import Narrowed
@@ -46,6 +47,7 @@ def sweep_once(db: Database, *, max_kills: int) -> Swept:
     """
     freed = free_ended_leases(db)
     narrowed = narrow_poisoned(db)
+    drop_old_turns(db)
     return Swept(
         freed=freed,
         narrowed=narrowed[Narrowed.HALVED],

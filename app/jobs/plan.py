@@ -10,8 +10,8 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sqlalchemy import cast, func, insert, select
-from sqlalchemy.dialects.postgresql import JSONPATH
+from sqlalchemy import cast, func, insert, select, update
+from sqlalchemy.dialects.postgresql import JSONB, JSONPATH
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
@@ -22,6 +22,7 @@ from app.jobs.inputs import Fault, Found, read_input
 from app.jobs.items import JobItem, fetched_together, pack_items
 from app.jobs.record import record_failure, record_part, record_plan
 from app.jobs.states import TERMINAL_JOB_STATES, ChunkState, ChunkTask, JobKind
+from app.jobs.stint import Stint
 from app.jobs.tables import Chunk, Job
 from app.queues.names import QUEUE_OF_TASK
 from app.settings import Settings
@@ -50,23 +51,31 @@ def plan_job(
 ) -> bool:
     """Cut the job's input into chunks and seal it, or fail the job with all its faults.
 
-    False where ``should_stop`` ended it before: what was committed stays, and the caller lets
-    go of the lease.
+    False where it ended before, because of ``should_stop`` or because its stint is over: what
+    was committed stays, and the caller lets go of the lease.
 
     Raises:
         FencedError: another worker plans this job now.
         StorageError: the input could not be read; a later attempt goes on from here.
     """
+    stint = Stint(db, lease, settings.io_turn_seconds)
     with db.tenant(lease.tenant_id) as session:
-        size = settings.chunk_items or _chunk_size(session, lease)
-        first = settings.chunk_items or MIN_CHUNK_ITEMS
+        size = _full_chunk(session, lease, settings)
+    first = settings.chunk_items or MIN_CHUNK_ITEMS
+    with db.tenant(lease.tenant_id) as session:
         seen = _Seen(_planned_custom_ids(session, lease))
+    stint.begin_work()
     faults: list[dict[str, Any]] = []
     fault_count = 0
     part = _Part(lease, size, first)
     for number, entry in enumerate(read_input(db, store, settings.bucket, lease)):
-        if number % _LOOK_ENTRIES == 0 and should_stop():
-            return False
+        if number % _LOOK_ENTRIES == 0:
+            if should_stop():
+                return False
+            # Not with faults: they are in memory alone, and reading on without writing is quick.
+            if part.has_grown and not fault_count and stint.is_over():
+                _commit_part(db, settings, lease, part)
+                return False
         fault = entry if isinstance(entry, Fault) else seen.check(entry)
         if fault is not None:
             fault_count += 1
@@ -113,6 +122,8 @@ class _Part:
         self._room = 0
         self._position: dict[str, Any] = {}
         self.item_count = 0
+        #: Whether this attempt got on at all.
+        self.has_grown = False
 
     def add(self, found: Found) -> None:
         run = self._runs[-1] if self._runs else None
@@ -123,6 +134,7 @@ class _Part:
             run.append(found.item)
         self._position = found.position
         self.item_count += 1
+        self.has_grown = True
 
     def write(self, session: Session, lease_seconds: float) -> None:
         """Insert the chunks with the position they reach, and begin an empty part."""
@@ -183,8 +195,9 @@ def _short_digest(text: str) -> bytes:
 
 
 def _commit_part(db: Database, settings: Settings, lease: Lease, part: _Part) -> None:
-    with db.tenant(lease.tenant_id) as session:
-        part.write(session, settings.lease_seconds)
+    if part.item_count:
+        with db.tenant(lease.tenant_id) as session:
+            part.write(session, settings.lease_seconds)
 
 
 def _planned_custom_ids(session: Session, lease: Lease) -> Iterator[str]:
@@ -192,12 +205,29 @@ def _planned_custom_ids(session: Session, lease: Lease) -> Iterator[str]:
     if not (lease.cursor or {}).get("planned"):
         return
     rows = session.execute(
-        select(func.jsonb_path_query(Chunk.items, cast("$.rows[*][0]", JSONPATH)))
+        select(
+            # One array a chunk: a row for each of a million would take four times as long.
+            func.jsonb_path_query_array(Chunk.items, cast("$.rows[*][0]", JSONPATH), type_=JSONB)
+        )
         .where(Chunk.job_id == lease.job_id, Chunk.task == ChunkTask.PREDICT)
-        .execution_options(yield_per=10_000)
+        .execution_options(yield_per=100)
     )
-    for (custom_id,) in rows:
-        yield str(custom_id)
+    for (custom_ids,) in rows:
+        yield from custom_ids
+
+
+def _full_chunk(session: Session, lease: Lease, settings: Settings) -> int:
+    """Items of a full chunk of this job; kept, so that the relay knows what a chunk costs."""
+    size = session.scalar(select(Job.chunk_items).where(Job.id == lease.job_id))
+    if size is None:
+        size = settings.chunk_items or _chunk_size(session, lease)
+        session.execute(
+            update(Job)
+            .where(Job.id == lease.job_id, Job.tenant_id == lease.tenant_id)
+            .values(chunk_items=size)
+            .execution_options(synchronize_session=False)
+        )
+    return size
 
 
 def _chunk_size(session: Session, lease: Lease) -> int:

@@ -65,6 +65,8 @@ class Job(Base):
     cancelled: Mapped[int] = mapped_column(BigInteger, default=0)
     #: Left untouched when the deadline passed.
     expired: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
+    #: Items of a full chunk, about ten seconds of work; set as the plan begins.
+    chunk_items: Mapped[int | None] = mapped_column(Integer)
     #: Counts the recordings; its holder has the row locked, so it has no holes.
     seq: Mapped[int] = mapped_column(BigInteger, default=0)
     #: Jobs without items: ``{"step": 3, "steps": 30, "unit": "epoch"}``.
@@ -113,6 +115,13 @@ class Job(Base):
         Index(
             "ix_jobs_open",
             "state",
+            postgresql_where=text(f"state NOT IN ({_ENDED})"),
+        ),
+        # Whose work there is, and how much of it: the relay's and the quotas' questions.
+        Index(
+            "ix_jobs_tenant_open",
+            "tenant_id",
+            "id",
             postgresql_where=text(f"state NOT IN ({_ENDED})"),
         ),
         Index(
@@ -295,3 +304,17 @@ class WorkerRow(Base):
         Index("ix_workers_alive", "queue", postgresql_where=text("gone_at IS NULL")),
         Index("ix_workers_name", "name"),
     )
+
+
+class TurnRow(Base):
+    """When a tenant, or one of its jobs, last had its turn in a queue; the relay's alone."""
+
+    __tablename__ = "turns"
+
+    queue: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant_id: Mapped[Id] = mapped_column(primary_key=True)
+    #: Empty for the tenant's own turn. No foreign key: the sweep forgets what has ended.
+    job_id: Mapped[Id] = mapped_column(primary_key=True)
+    since: Mapped[Moment]
+    #: What is left of the turn; see :mod:`app.dispatch.turns`.
+    deficit: Mapped[int] = mapped_column(Integer)

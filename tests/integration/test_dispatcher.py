@@ -5,18 +5,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import redis
 from pydantic import SecretStr
 
+from app.clock import utc_now
 from app.db.session import Database
 from app.dispatch import run
 from app.dispatch.relay import relay_once
 from app.jobs.cancel import cancel_job
 from app.jobs.states import JobState
-from app.jobs.tables import Chunk
+from app.jobs.tables import Chunk, WorkerRow
 from app.queues.celery import make_celery
 from app.settings import Settings
 from app.stack.valkey import LocalValkey
@@ -68,7 +70,9 @@ def test_dispatcher_outlives_the_loss_of_the_database_and_unknown_faults(
 ) -> None:
     owner = make_tenant(quiet)
     with quiet.system() as session:
-        add_worker(session)
+        worker_id = add_worker(session)
+        # Seen all the time, however long the dispatcher takes to get over its troubles.
+        session.get_one(WorkerRow, worker_id).last_seen_at = utc_now() + timedelta(hours=1)
     with quiet.tenant(owner) as session:
         job_id = add_planned_job(session, owner, 3)
     monkeypatch.setattr(run, "_PAUSE_SECONDS", 0.05)

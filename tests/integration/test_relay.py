@@ -15,11 +15,13 @@ from sqlalchemy import TextClause, func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
-from app.dispatch.relay import _BUSY, _CANDIDATES, relay_once
+from app.dispatch.offers import _OFFERS, drop_old_turns
+from app.dispatch.relay import _BUSY, relay_once
+from app.dispatch.turns import QUANTUM, STEP
 from app.errors import UnavailableError
 from app.jobs.record import record_chunk
 from app.jobs.states import ChunkState, ChunkTask, JobState
-from app.jobs.tables import Chunk, Job, WorkerRow
+from app.jobs.tables import Chunk, Job, TurnRow, WorkerRow
 from app.queues.celery import make_celery
 from app.queues.names import Queue
 from app.settings import Settings
@@ -78,6 +80,17 @@ def make_job(db: Database, tenant_id: str, *sizes: int, priority: int = 0) -> tu
     with db.tenant(tenant_id) as session:
         job_id = add_planned_job(session, tenant_id, *sizes, priority=priority)
     return job_id, chunk_ids(db, job_id)
+
+
+def serve(bells: Bells, db: Database) -> list[str]:
+    """Ring once and do the work of every bell; whose chunks they were, in the bells' order."""
+    bells.ring()
+    owners = []
+    for chunk_id in bells.take():
+        chunk = look_at_chunk(db, chunk_id)
+        work(db, chunk.tenant_id, chunk_id)
+        owners.append(chunk.tenant_id)
+    return owners
 
 
 def add_workers(db: Database, count: int = 1, slots: int = 2, queue: Queue | None = None) -> None:
@@ -189,6 +202,79 @@ def test_two_tenants_take_turns_whatever_each_has_queued(
     assert len(turns) == 8
     assert sum(turns) == 4
     assert all(turns[at] != turns[at + 1] for at in range(0, 8, 2))
+
+
+def test_three_tenants_share_one_slot_over_many_rounds(
+    bells: Bells, quiet: Database, owner: str
+) -> None:
+    tenants = [owner, make_tenant(quiet), make_tenant(quiet)]
+    add_workers(quiet, slots=1)
+    for tenant in tenants:
+        for _ in range(2):
+            make_job(quiet, tenant, *[1] * 5)
+    served = [each for _ in range(9) for each in serve(bells, quiet)]
+    assert len(served) == 18
+    assert all(set(served[at : at + 3]) == set(tenants) for at in range(0, 18, 3))
+
+
+def test_jobs_of_one_tenant_take_turns_over_many_rounds(
+    bells: Bells, quiet: Database, owner: str
+) -> None:
+    add_workers(quiet, slots=1)
+    jobs = {}
+    for _ in range(5):
+        job_id, chunks = make_job(quiet, owner, *[1] * 4)
+        jobs.update(dict.fromkeys(chunks, job_id))
+    order = []
+    for _ in range(5):
+        bells.ring()
+        for chunk_id in bells.take():
+            work(quiet, owner, chunk_id)
+            order.append(jobs[chunk_id])
+    assert len(set(order[:5])) == len(set(order[5:])) == 5
+
+
+def test_turns_are_by_time_and_not_by_number_of_chunks(
+    bells: Bells, quiet: Database, owner: str
+) -> None:
+    other = make_tenant(quiet)
+    add_workers(quiet, slots=1)
+    make_job(quiet, owner, *[8] * 10)
+    # Quarters: a model version whose full chunks hold four times as many items.
+    job_id, _ = make_job(quiet, other, *[8] * 40)
+    with quiet.system() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(chunk_items=32))
+    served = [each for _ in range(10) for each in serve(bells, quiet)]
+    assert (served.count(owner), served.count(other)) == (4, 16)
+
+
+def test_new_tenant_is_rung_in_the_next_round(bells: Bells, quiet: Database, owner: str) -> None:
+    add_workers(quiet, slots=1)
+    for tenant in [owner, *[make_tenant(quiet) for _ in range(4)]]:
+        make_job(quiet, tenant, *[1] * 10)
+    for _ in range(4):
+        serve(bells, quiet)
+    late = make_tenant(quiet)
+    make_job(quiet, late, 1)
+    assert serve(bells, quiet)[0] == late
+
+
+def test_turns_of_ended_jobs_are_forgotten_and_of_waiting_ones_kept(
+    bells: Bells, quiet: Database, owner: str
+) -> None:
+    add_workers(quiet, slots=1)
+    ended, _ = make_job(quiet, owner, 1)
+    waiting, _ = make_job(quiet, owner, *[1] * 3)
+    serve(bells, quiet)
+    long_ago = TurnRow.since - func.make_interval(0, 0, 0, 0, 0, 0, 600)
+    with quiet.system() as session:
+        session.execute(update(TurnRow).values(since=long_ago))
+    drop_old_turns(quiet)
+    with quiet.system() as session:
+        kept = session.execute(select(TurnRow.job_id, TurnRow.deficit)).all()
+    assert {row.job_id for row in kept} == {"", waiting}
+    assert all(row.deficit <= QUANTUM for row in kept)
+    assert ended not in {row.job_id for row in kept}
 
 
 def test_priority_orders_the_jobs_of_one_tenant(bells: Bells, quiet: Database, owner: str) -> None:
@@ -332,8 +418,14 @@ def test_round_reads_what_is_in_work_and_not_what_waits(
     assert bells.ring() == 8
     with quiet.system() as session:
         busy = rows_read(session, _BUSY, {"again_seconds": 5})
-        words = {"queue": Queue.INFERENCE.value, "plans": False, "wanted": 8}
-        candidates = rows_read(session, _CANDIDATES, words)
-    # Eight are in work, and each of five jobs offers at most eight of its 4,000 chunks.
+        words = {
+            "queue": Queue.INFERENCE.value,
+            "plans": False,
+            "wanted": 8,
+            "head_chunks": 4,
+            "step": STEP,
+        }
+        offers = rows_read(session, _OFFERS, words)
+    # Eight are in work, and each of five jobs offers its first four of 4,000 chunks.
     assert busy <= 8
-    assert candidates <= 100
+    assert offers <= 30

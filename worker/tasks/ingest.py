@@ -8,6 +8,7 @@ from app.db.hold import deletions_held
 from app.errors import InvalidInputError, ItemError, NotFoundError, UnavailableError
 from app.jobs.ingest import record_ingested, record_shard, record_survey
 from app.jobs.record import record_failure
+from app.jobs.stint import Stint
 from app.log import get_logger
 from app.storage import keys
 from app.storage.ranged import open_ranged
@@ -50,8 +51,12 @@ def ingest_chunk(process: WorkerProcess, held: HeldLease) -> None:
 
 
 def _unpack(process: WorkerProcess, held: HeldLease, archive_key: str) -> bool:
-    """Judge every member by its content and pack the images; False where it was stopped."""
+    """Judge every member by its content and pack the images.
+
+    False where it was stopped, or where its stint is over.
+    """
     lease, settings = held.lease, process.settings
+    stint = Stint(process.db, lease, settings.io_turn_seconds)
     file = open_ranged(process.store, settings.bucket, archive_key)
     archive = open_archive(file, ArchiveLimits.from_settings(settings))
     survey = archive.survey()
@@ -73,12 +78,17 @@ def _unpack(process: WorkerProcess, held: HeldLease, archive_key: str) -> bool:
     )
     limits = ImageLimits.from_settings(settings)
     for member in archive.members(start=cursor["members"]):
+        # The way to the first one is long where an earlier attempt came far.
+        stint.begin_work()
         if held.should_stop():
             let_go(process, held)
             return False
         full = _pack(writer, member, labels, limits)
         if full is not None:
             _keep(process, held, full)
+            if stint.is_over():
+                let_go(process, held)
+                return False
     last = writer.finish()
     if last is not None:
         _keep(process, held, last)
