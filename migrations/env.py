@@ -7,6 +7,7 @@ import os
 from alembic import context
 
 import app.datasets.tables
+import app.jobs.events
 import app.jobs.tables
 import app.models.tables
 import app.tenants.tables

@@ -19,11 +19,16 @@ from app.api.idempotency import KEY_PATTERN, REPLAYED
 from app.api.problems import MEDIA_TYPE
 from app.api.resource import Operation
 from app.api.schemas.base import Problem
+from app.api.schemas.events import LAST_EVENT_PATTERN
 
 _REF = "#/components/schemas/{model}"
 
 #: Schemas of raw answers that are no bytes.
-_RAW = {"application/json": {"type": "object"}, "text/html": {"type": "string"}}
+_RAW = {
+    "application/json": {"type": "object"},
+    "text/html": {"type": "string"},
+    "text/event-stream": {"type": "string"},
+}
 
 _HEADERS: dict[str, dict[str, Any]] = {
     "Location": {"description": "Address of what was made.", "schema": {"type": "string"}},
@@ -65,6 +70,12 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "in": "header",
         "description": "ETag of the answer you have: 304 where it is still good.",
         "schema": {"type": "string"},
+    },
+    "LastEventId": {
+        "name": "Last-Event-ID",
+        "in": "header",
+        "description": "`id` of the last event you have; goes before `after`.",
+        "schema": {"type": "string", "pattern": LAST_EVENT_PATTERN},
     },
     "Range": {
         "name": "Range",
@@ -144,14 +155,15 @@ def _finish(
 def _answer(each: Operation, status: int) -> dict[str, Any]:
     found = each.answers[status]
     answer: dict[str, Any] = {"description": HTTPStatus(status).phrase}
-    if isinstance(found, str):
-        schema = {"type": "string", "format": "binary"}
-        answer["content"] = {found: {"schema": _RAW.get(found, schema)}}
-    elif found is not None:
-        answer["description"] = (found.__doc__ or answer["description"]).strip()
-        answer["content"] = {
-            "application/json": {"schema": {"$ref": _REF.format(model=found.__name__)}}
-        }
+    for form in found if isinstance(found, tuple) else (found,):
+        if isinstance(form, str):
+            schema = {"type": "string", "format": "binary"}
+            answer.setdefault("content", {})[form] = {"schema": _RAW.get(form, schema)}
+        elif form is not None:
+            answer["description"] = (form.__doc__ or answer["description"]).strip()
+            answer.setdefault("content", {})["application/json"] = {
+                "schema": {"$ref": _REF.format(model=form.__name__)}
+            }
     headers = list(each.headers.get(status, ()))
     if each.replays:
         headers.append(REPLAYED)
@@ -178,8 +190,9 @@ def _schemas(
     parameters: dict[type[BaseModel], dict[str, Any]] = {}
     for each in operations:
         for answer in each.answers.values():
-            if isinstance(answer, type):
-                wanted[answer, "serialization"] = None
+            for form in answer if isinstance(answer, tuple) else (answer,):
+                if isinstance(form, type):
+                    wanted[form, "serialization"] = None
         if each.body is not None:
             wanted[each.body, "validation"] = None
         for model in each.parameters:

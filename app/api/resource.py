@@ -14,6 +14,9 @@ from app.tenants.scopes import Scope
 
 View = TypeVar("View", bound=Callable[..., Any])
 
+#: What an answer is: a schema, the media type of raw bytes, or nothing.
+Form = type[BaseModel] | str | None
+
 #: What any route may answer: an outage, or a fault of ours.
 _ALWAYS = frozenset({400, 500, 503})
 
@@ -29,8 +32,8 @@ class Operation:
     guarded: bool
     #: The scope that the key must carry; None where the body decides, or any key will do.
     scope: Scope | None
-    #: Status → schema, media type of raw bytes, or None for no body.
-    answers: Mapping[int, type[BaseModel] | str | None]
+    #: Status → form, or forms that the client chooses from by ``Accept``.
+    answers: Mapping[int, Form | tuple[Form, ...]]
     problems: frozenset[int]
     #: Status → names of ``components.headers``.
     headers: Mapping[int, Sequence[str]]
@@ -65,7 +68,7 @@ class Resource(APIBlueprint):
         method: str,
         rule: str,
         *,
-        answers: Mapping[int, type[BaseModel] | str | None],
+        answers: Mapping[int, Form | tuple[Form, ...]],
         scope: Scope | None = None,
         guarded: bool = True,
         problems: Sequence[int] = (),

@@ -90,6 +90,7 @@ def _show_job(job: Job, model: Named | None, dataset: Named | None) -> JobAnswer
                 results=f"{here}/results",
                 errors=f"{here}/errors",
                 metrics=f"{here}/metrics",
+                events=f"{here}/events",
                 artifacts=f"{here}/artifacts",
                 cancel=f"{here}/cancel",
                 pause=f"{here}/pause",

@@ -36,6 +36,11 @@ class WaitSlots:
             if self._closing.wait(min(_INTERVAL_SECONDS, left)) or done():
                 return
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether the process is about to stop, so that nobody should wait any more."""
+        return self._closing.is_set()
+
     def close(self) -> None:
         """Let everyone go who waits: the process is about to stop."""
         self._closing.set()

@@ -12,6 +12,7 @@ from app.cli.backup import backup, restore
 from app.cli.connect import GuardedGroup, JsonFlag, Service, connect
 from app.cli.demo import demo, demo_photos
 from app.cli.doctor import doctor
+from app.cli.events import events
 from app.cli.exits import EXIT_CODES
 from app.cli.finetune import finetune
 from app.cli.jobs import cancel, export, list_jobs, results, show_job, watch
@@ -94,6 +95,7 @@ app.command(rich_help_panel=_IMAGES)(submit)
 app.command(rich_help_panel=_IMAGES)(watch)
 app.command("jobs", rich_help_panel=_IMAGES)(list_jobs)
 app.command("job", rich_help_panel=_IMAGES)(show_job)
+app.command(rich_help_panel=_IMAGES)(events)
 app.command(rich_help_panel=_IMAGES)(results)
 app.command(rich_help_panel=_IMAGES)(export)
 app.command(rich_help_panel=_IMAGES)(cancel)

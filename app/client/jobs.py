@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from app.client.errors import UNREACHABLE, WAIT_TIMEOUT, ApiError
+from app.client.events import follow_events
 from app.client.transport import RETRY_STATUS, Transport, back_off, road
-from app.client.values import Job, Metric, Result
+from app.client.values import Event, Job, Metric, Result
 
 Only = Literal["all", "succeeded", "failed"]
 
@@ -190,6 +191,21 @@ class Jobs:
                 self._transport.pause(answer.retry_after_seconds or 1.0)
             else:
                 self._transport.pause(_LEAST_PAUSE_SECONDS)
+
+    def events(
+        self, job_id: str, *, after: int = 0, follow: bool = True, page_size: int = 1000
+    ) -> Iterator[Event]:
+        """What happened to a job, each event once and in order.
+
+        Waits for more until the event that ends the job, over lost connections too; with
+        ``follow=False`` only what there is. ``after`` is the number (``id``) of the last one
+        known.
+        """
+        if follow:
+            return follow_events(self._transport, job_id, after=after, now=self._now)
+        path = road("jobs", job_id, "events")
+        query = {"after": after or None}
+        return map(Event.from_dict, self._transport.pages(path, query, limit=page_size))
 
     def cancel(self, job_id: str) -> Job:
         """Ask a job to stop; what had finished stays."""

@@ -182,6 +182,22 @@ class Metric(Value):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Event(Value):
+    """Something that happened to a job; ``data`` is the job's state and counts after it."""
+
+    id: str
+    type: str
+    job_id: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    created_at: datetime | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """True for the event that ends its job."""
+        return self.type.removeprefix("job.") in TERMINAL_STATES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact(Value):
     """A file that a job made."""
 

@@ -20,6 +20,7 @@ from app.db.session import RECORDS
 from app.db.transition import transition
 from app.errors import FencedError, InvalidInputError
 from app.jobs.claim import Lease, holds
+from app.jobs.events import EVENT_COLUMNS, INSERT_EVENT, PROGRESS, add_event, event_values
 from app.jobs.finalize import (
     close_job,
     close_stopped_if_let_go,
@@ -51,7 +52,8 @@ class ItemRow:
 
 
 _INSERT_ITEMS = text(
-    """
+    f"""
+    WITH event AS ({INSERT_EVENT})
     INSERT INTO items (job_id, ordinal, tenant_id, seq, attempt, custom_id, source, state,
                        prediction, error, label, metadata)
     SELECT :job_id, ordinal, :tenant_id, :seq, :attempt, custom_id, source, state,
@@ -59,7 +61,7 @@ _INSERT_ITEMS = text(
     FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
         ordinal bigint, custom_id text, source text, state text,
         prediction jsonb, error jsonb, label text, metadata jsonb)
-    """
+    """  # noqa: S608  joined from our own constants
 )
 
 
@@ -197,7 +199,7 @@ class _Counted(NamedTuple):
 def _count(
     session: Session, lease: Lease, rows: Sequence[ItemRow], extra: dict[str, Any] | None = None
 ) -> _Counted:
-    """Add the rows to the job's counters and store them under the sequence number this takes.
+    """Add the rows to the job's counters, store them under the sequence number, tell of it.
 
     A job whose failure budget this exceeds is told to stop.
     """
@@ -208,6 +210,7 @@ def _count(
         .where(Job.id == lease.job_id, Job.tenant_id == lease.tenant_id)
         .values(
             seq=Job.seq + 1,
+            event_number=Job.event_number + 1,
             succeeded=Job.succeeded + ended[ItemState.SUCCEEDED],
             failed=Job.failed + ended[ItemState.FAILED],
             skipped=Job.skipped + ended[ItemState.SKIPPED],
@@ -215,23 +218,22 @@ def _count(
             **(extra or {}),
         )
         .returning(
+            *EVENT_COLUMNS,
             Job.seq,
-            Job.state,
-            Job.total,
             Job.sealed_at,
-            Job.failed,
             Job.max_failed_items,
             Job.max_failed_fraction,
             (Job.succeeded + Job.failed + Job.skipped + Job.cancelled + Job.expired).label("done"),
         )
         .execution_options(synchronize_session=False)
     ).one()
-    if rows:
+    if not rows:
+        add_event(session, lease.tenant_id, lease.job_id, PROGRESS, job)
+    else:
         session.execute(
             _INSERT_ITEMS,
             {
-                "job_id": lease.job_id,
-                "tenant_id": lease.tenant_id,
+                **event_values(lease.tenant_id, lease.job_id, PROGRESS, job),
                 "seq": job.seq,
                 "attempt": lease.attempt,
                 "rows": _rows_as_json(rows),

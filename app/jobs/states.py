@@ -130,6 +130,15 @@ CHUNK_SOURCES: Mapping[ChunkState, frozenset[ChunkState]] = {
 }
 
 
+class EventState(enum.StrEnum):
+    """Where an event of the outbox stands."""
+
+    #: Webhooks have not had it yet; the fan-out moves it on.
+    PENDING = "pending"
+    #: Every webhook that wants it has a delivery of its own; kept for some days for readers.
+    FANNED_OUT = "fanned_out"
+
+
 class ItemState(enum.StrEnum):
     """How an item ended; its row appears only then."""
 

@@ -13,6 +13,7 @@ from app.datasets.resolve import resolve_dataset
 from app.datasets.tables import Split
 from app.errors import InvalidInputError, NotFoundError
 from app.ids import CHUNK, JOB, new_id
+from app.jobs.events import add_event, event_type
 from app.jobs.limits import NO_LIMITS, Limits, check_deadline
 from app.jobs.progress import get_job
 from app.jobs.source import check_source
@@ -274,6 +275,7 @@ def add_job(
         total=0,
         queued_at=None if planned else func.now(),
         sealed_at=func.now() if sealed and not planned else None,
+        event_number=1,
     )
     session.add(job)
     session.flush()
@@ -291,6 +293,7 @@ def add_job(
     # Server-side times are read back, so that the answer to the client holds them.
     session.refresh(job)
     check_deadline(job.deadline_at, job.created_at)
+    add_event(session, tenant_id, job.id, event_type(JobState(job.state)), job)
     return job
 
 

@@ -69,6 +69,8 @@ class Job(Base):
     chunk_items: Mapped[int | None] = mapped_column(Integer)
     #: Counts the recordings; its holder has the row locked, so it has no holes.
     seq: Mapped[int] = mapped_column(BigInteger, default=0)
+    #: Number of the last event; taken under the same lock.
+    event_number: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
     #: Jobs without items: ``{"step": 3, "steps": 30, "unit": "epoch"}``.
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     #: What the job made, e.g. ``{"model_version": "mdv_…"}``.

@@ -11,7 +11,11 @@ import time
 
 import pytest
 
+from app.client import Darkroom
+from app.jobs.record import record_chunk
 from tests.api_client import Api, import_body, make_app, make_key
+from tests.jobs import add_planned_job, chunk_ids, claim, rows_of
+from tests.proxy import CuttingProxy
 
 MIB = 1024 * 1024
 
@@ -115,6 +119,57 @@ def test_server_that_stops_answers_those_who_wait(server, app, database, setting
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert b" 200 " in answer.split(b"\r\n")[0]
     assert time.monotonic() - began < 10
+
+
+def test_server_that_stops_ends_the_streams_of_events(server, app, database, settings, tenant_id):
+    port, pid = server
+    api = Api(app, make_key(database, settings, tenant_id))
+    job = api("POST", "/v1/jobs", json=import_body()).json["id"]
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(
+            f"GET /v1/jobs/{job}/events HTTP/1.1\r\nHost: darkroom\r\n"
+            f"Authorization: Bearer {api.key}\r\n\r\n".encode()
+        )
+        heard = b""
+        while b"event: job.queued" not in heard:
+            piece = connection.recv(65536)
+            assert piece, heard
+            heard += piece
+        began = time.monotonic()
+        os.kill(pid, signal.SIGTERM)
+        while piece := connection.recv(65536):
+            heard += piece
+    assert time.monotonic() - began < 10
+    # The last chunk of the body: the stream was ended, not torn.
+    assert heard.endswith(b"0\r\n\r\n")
+
+
+def test_client_follows_a_job_over_lost_connections_and_has_each_event_once(
+    server, database, settings, tenant_id
+):
+    port, _ = server
+    key = make_key(database, settings, tenant_id)
+    with database.tenant(tenant_id) as session:
+        job = add_planned_job(session, tenant_id, *[1] * 6)
+    chunks = chunk_ids(database, job)
+
+    def record(chunk):
+        lease = claim(database, tenant_id, chunk)
+        with database.tenant(tenant_id) as session:
+            record_chunk(session, lease, rows_of(lease))
+
+    record(chunks[0])
+    with (
+        CuttingProxy(port, after_bytes=2500) as proxy,
+        Darkroom(f"http://127.0.0.1:{proxy.port}", key, pause=lambda _: None) as darkroom,
+    ):
+        seen = []
+        for event in darkroom.jobs.events(job):
+            seen.append(event.id)
+            if event.type == "job.progress" and event.data["counts"]["done"] < 6:
+                record(chunks[event.data["counts"]["done"]])
+    assert seen == [str(number) for number in range(1, 9)]
+    assert proxy.connections > 1
 
 
 def test_connection_that_breaks_in_the_middle_fails_the_upload(

@@ -20,6 +20,7 @@ from app.datasets.resolve import (
 from app.db.session import Database
 from app.errors import NotFoundError
 from app.ids import MODEL, new_id
+from app.jobs.cancel import cancel_job
 from app.models.promote import move_alias
 from app.models.register import announce_version, complete_version, fail_version
 from app.models.resolve import get_version, list_models, list_versions, names_of_versions
@@ -39,6 +40,7 @@ TABLES = [
     "model_versions",
     "aliases",
     "jobs",
+    "events",
     "metrics",
     "uploads",
     "shards",
@@ -63,6 +65,7 @@ def furnish(database: Database) -> Owned:
     with database.tenant(tenant_id) as session:
         key = create_key(session, tenant_id, name="k", scopes=[Scope.ADMIN], pepper=PEPPER)
         job = add_job(session, tenant_id)
+        cancel_job(session, tenant_id, job.id)
         log_metrics(session, tenant_id, job.id, 1, {"loss": 0.5})
         upload = add_upload(session, tenant_id, [entry(0), entry(1, "dog")])
         data = freeze_dataset(session, tenant_id, name="pets", upload_id=upload.id)
