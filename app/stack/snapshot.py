@@ -67,11 +67,14 @@ def hold_deletions(admin_url: str) -> Iterator[Connection]:
     """
     try:
         with psycopg.connect(admin_url, autocommit=True, connect_timeout=5) as connection:
-            connection.execute("SET lock_timeout = '10s'")
+            # Whoever only asks for the hold keeps it for an instant.
+            connection.execute("SET lock_timeout = '2s'")
             connection.execute("SET statement_timeout = 0")
             connection.execute("SET idle_in_transaction_session_timeout = 0")
             connection.execute("SELECT pg_advisory_lock(hashtext(%s))", [HOLD])
             yield connection
+            # The lock goes with the connection: one that was lost has held nothing since.
+            connection.execute("SELECT pg_advisory_unlock(hashtext(%s))", [HOLD])
     except psycopg.errors.LockNotAvailable:
         raise AlreadyRunningError(
             "another backup of this folder runs; wait until it has ended"

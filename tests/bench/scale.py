@@ -19,9 +19,6 @@ from typing import Any
 
 import httpx2
 from sqlalchemy import func, select
-from tests.faults.images import FEW_CLASSES, make_image
-from tests.faults.library import BUCKET, MODEL, register_model
-from tests.faults.plan import Plan
 
 from app.db.session import Database
 from app.jobs.states import TERMINAL_JOB_STATES, ChunkState, ChunkTask
@@ -31,6 +28,9 @@ from app.storage.s3 import ObjectStore
 from tests.api_client import make_key
 from tests.bench.service import BenchService, Parts, local_parts, running_processes
 from tests.factories import make_tenant
+from tests.faults.images import FEW_CLASSES, make_image
+from tests.faults.library import BUCKET, MODEL, register_model
+from tests.faults.plan import Plan
 from tests.service import wait_until
 
 SHARD_ITEMS = 8192

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import httpx2
 from sqlalchemy import func, select
-from tests.faults.plan import Plan
 
 from app.db.migrate import upgrade
 from app.db.roles import API_ROLE, SYSTEM_ROLE, ensure_roles
@@ -25,6 +24,7 @@ from app.stack.processes import free_port
 from app.stack.s3 import LocalS3
 from app.stack.valkey import LocalValkey
 from app.storage.s3 import ObjectStore
+from tests.faults.plan import Plan
 from tests.service import environment, wait_until
 
 _TICKS = os.sysconf("SC_CLK_TCK")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner, Result
@@ -19,13 +20,14 @@ from app.cli.exits import Exit
 from app.cli.main import app
 from app.db.hold import deletions_held
 from app.db.schema import newest_revision
+from app.db.session import Database
 from app.stack import backup as backup_module
 from app.stack import bundle
 from app.stack.backup import run_backup
-from app.stack.bundle import Manifest, read_manifest, write_manifest
+from app.stack.bundle import BackupError, Manifest, read_manifest, write_manifest
 from app.stack.locks import FolderLock
 from app.stack.postgres import ADMIN, DATABASE_NAME, LocalPostgres
-from app.stack.restore import run_restore
+from app.stack.processes import AlreadyRunningError
 from app.stack.snapshot import hold_deletions
 from tests.data_folders import scratch_folder, served
 from tests.factories import add_upload, entry
@@ -296,6 +298,27 @@ def test_folder_that_is_held_and_has_no_running_database_is_in_use(
     assert "it is starting or stopping; try again" in done.stderr
 
 
+def test_backup_holds_deletions_alone_and_notices_when_it_lost_the_hold(
+    place: Path, database: Database, postgres: LocalPostgres
+) -> None:
+    admin_url = postgres.url(ADMIN, postgres.secrets.admin_password, DATABASE_NAME)
+    assert not deletions_held(database)
+    with hold_deletions(admin_url):
+        assert deletions_held(database)
+        with pytest.raises(AlreadyRunningError, match="another backup"), hold_deletions(admin_url):
+            pass
+    assert not deletions_held(database)
+
+    def lose_the_hold() -> None:
+        with hold_deletions(admin_url) as connection:
+            pid = connection.info.backend_pid
+            with psycopg.connect(admin_url) as other:
+                other.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+
+    with pytest.raises(BackupError, match="does not serve"):
+        lose_the_hold()
+
+
 def test_objects_lost_before_the_backup_are_named_and_all_else_is_kept(place: Path) -> None:
     data_dir = place / "data"
     with served(data_dir) as here:
@@ -307,15 +330,4 @@ def test_objects_lost_before_the_backup_are_named_and_all_else_is_kept(place: Pa
         lost = json.loads(done.stdout)["lost"]
         assert lost
         assert lost[0] in done.stderr
-        run_restore(place / "b", place / "restored", force=False, say=quiet)
-
-        secrets = LocalPostgres(data_dir).secrets
-        with_port = LocalPostgres(data_dir, port=int((data_dir / "postgres.port").read_text()))
-        admin_url = with_port.url(ADMIN, secrets.admin_password, DATABASE_NAME)
-        assert not deletions_held(here.db)
-        with hold_deletions(admin_url):
-            assert deletions_held(here.db)
-            second = run("backup", place / "c", "--data", data_dir)
-            assert second.exit_code == Exit.FOLDER_IN_USE
-            assert "another backup of this folder runs" in second.stderr
-        assert not deletions_held(here.db)
+    assert run("restore", place / "b", "--check").exit_code == Exit.DONE

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text, update
 
 from app.jobs.record import record_chunk
 from app.jobs.states import ChunkState, JobState
 from app.jobs.submit import submit_export, submit_ingest
-from app.jobs.tables import Artifact
+from app.jobs.tables import Artifact, Chunk
 from app.stack import backup as backup_module
 from app.stack.backup import run_backup
 from app.stack.bundle import Manifest
@@ -74,7 +75,7 @@ def drill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
             def dump_while_work_goes_on(*words: Any) -> None:
                 dump_database(*words)
                 # The snapshot sees this job open; its archive would be deleted at its end.
-                service.start_worker("io")
+                make_due(here, drill.ingest)
                 service.wait_for_end(drill.tenant_id, drill.ingest)
 
             patch.setattr(backup_module, "dump_database", dump_while_work_goes_on)
@@ -96,9 +97,8 @@ def fill(drill: Drill, here: Served, service: Service) -> None:
     with here.db.tenant(drill.tenant_id) as session:
         export = submit_export(session, drill.tenant_id, job_id=drill.finished, format="jsonl")
     drill.export = export.id
-    worker_process = service.start_worker("io")
+    service.start_worker("io")
     service.wait_for_end(drill.tenant_id, export.id)
-    worker_process.stop()
     with here.db.tenant(drill.tenant_id) as session:
         key = session.scalars(select(Artifact.object_key).where(Artifact.name.like("res%"))).one()
     drill.exported = here.objects.read(here.settings.bucket, key)
@@ -110,9 +110,16 @@ def fill(drill: Drill, here: Served, service: Service) -> None:
     upload_id = service.send(drill.tenant_id, PETS)
     with here.db.tenant(drill.tenant_id) as session:
         drill.ingest = submit_ingest(session, drill.tenant_id, upload_id).id
+        make_due_in_a_day = {"due_at": func.now() + timedelta(days=1)}
+        session.execute(update(Chunk).where(Chunk.job_id == drill.ingest).values(make_due_in_a_day))
         drill.archive_key = session.scalars(
             select(Upload.object_key).where(Upload.id == upload_id)
         ).one()
+
+
+def make_due(here: Served, job_id: str) -> None:
+    with here.db.system() as session:
+        session.execute(update(Chunk).where(Chunk.job_id == job_id).values(due_at=func.now()))
 
 
 def record(here: Served, tenant_id: str, chunk_id: str) -> None:
@@ -150,6 +157,7 @@ def test_restored_folder_serves_everything_and_ends_what_was_open(
 
         with running_service(there.settings, there.db, tmp_path) as service:
             service.start_worker("io")
+            make_due(there, drill.ingest)
             ingest = service.wait_for_end(drill.tenant_id, drill.ingest)
             assert (ingest.state, ingest.succeeded) == (JobState.SUCCEEDED, len(range(5)))
             again = api(

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -28,7 +30,7 @@ from app.stack.readiness import Readiness
 from app.stack.restore import run_restore
 from app.stack.supervisor import Supervisor
 from app.stack.up import UpOptions, run_up
-from tests.data_folders import scratch_folder, served
+from tests.data_folders import scratch_folder
 from tests.service import environment
 
 #: Written by a release that nobody has made yet.
@@ -163,7 +165,7 @@ def test_schema_from_before_anybody_could_read_its_revision_counts_as_older(
         db.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def old_folder() -> Iterator[Path]:
     """A stopped data folder of an older release, with a job and its items in it."""
     with scratch_folder() as folder:
@@ -197,49 +199,51 @@ def old_folder() -> Iterator[Path]:
         yield data_dir
 
 
-def test_up_brings_the_data_of_an_older_release_up_to_date(
+def test_up_and_restore_bring_the_data_of_an_older_release_up_to_date(
     old_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bring_up(old_folder, monkeypatch)
-    assert_has_its_job(old_folder)
-
-
-def test_backup_of_an_older_release_is_brought_up_to_date_by_the_restore(
-    old_folder: Path,
 ) -> None:
     backup, restored = old_folder.with_name("backup"), old_folder.with_name("restored")
     manifest = run_backup(backup, old_folder, bucket="darkroom", say=lambda _: None)
     assert manifest.schema == OLDER
     run_restore(backup, restored, force=False, say=lambda _: None)
     assert_has_its_job(restored)
+    bring_up(old_folder, monkeypatch)
+    assert_has_its_job(old_folder)
 
 
 def assert_has_its_job(data_dir: Path) -> None:
-    with served(data_dir) as here, here.db.system() as session:
-        revision = session.scalar(text("SELECT version_num FROM alembic_version"))
-        assert revision == newest_revision()
-        assert session.execute(text("SELECT id, succeeded FROM jobs")).all() == [("job_1", 1)]
-        assert session.scalar(text("SELECT prediction FROM items")) == [["cat", 0.5]]
+    with admin_of(data_dir) as connection:
+        found = connection.execute(
+            "SELECT version_num, jobs.id, succeeded, prediction FROM alembic_version, jobs, items"
+        ).fetchall()
+    assert found == [(newest_revision(), "job_1", 1, [["cat", 0.5]])]
 
 
 def test_up_with_older_code_refuses_and_changes_nothing(
     old_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with LocalPostgres(old_folder) as postgres:
-        admin_url = postgres.url(ADMIN, postgres.secrets.admin_password, DATABASE_NAME)
-        with psycopg.connect(admin_url, autocommit=True) as connection:
-            connection.execute("UPDATE alembic_version SET version_num = %s", [NEWER])
+    move = "UPDATE alembic_version SET version_num = %s WHERE version_num = %s"
+    with admin_of(old_folder) as connection:
+        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        assert row is not None
+        connection.execute(move, [NEWER, row[0]])
     with pytest.raises(SchemaError) as refused:
         bring_up(old_folder, monkeypatch)
     assert refused.value.detail == REFUSAL
     with pytest.raises(SchemaError):
         run_backup(old_folder.with_name("b"), old_folder, bucket="darkroom", say=lambda _: None)
     assert not old_folder.with_name("b").exists()
-    with LocalPostgres(old_folder) as postgres:
-        admin_url = postgres.url(ADMIN, postgres.secrets.admin_password, DATABASE_NAME)
-        with psycopg.connect(admin_url) as connection:
-            found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    assert found == (NEWER,)
+    with admin_of(old_folder) as connection:
+        assert connection.execute(move, [row[0], NEWER]).rowcount == 1
+
+
+@contextmanager
+def admin_of(data_dir: Path) -> Iterator[psycopg.Connection[Any]]:
+    """The database of a stopped folder, as its superuser."""
+    with LocalPostgres(data_dir) as postgres:
+        url = postgres.url(ADMIN, postgres.secrets.admin_password, DATABASE_NAME)
+        with psycopg.connect(url, autocommit=True) as connection:
+            yield connection
 
 
 def bring_up(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
