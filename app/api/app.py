@@ -145,6 +145,8 @@ def _begin(operation: Operation | None) -> None:
     # Without an operation there is no route: the 404 or 405 is on its way already.
     if operation is not None and operation.guarded:
         check_key(operation.scope)
+    if operation is not None and operation.body_optional:
+        request.body_optional = True  # type: ignore[attr-defined]
 
 
 def _end(response: Response) -> Response:

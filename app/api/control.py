@@ -1,4 +1,4 @@
-"""Control of a job: cancel, pause, resume."""
+"""Control of a job: cancel, pause, resume, retry."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from app.api.parts import principal
 from app.api.resource import Resource
 from app.api.schemas.job_answers import JobAnswer
 from app.api.schemas.jobs import JobPath
-from app.jobs import cancel, pause
+from app.api.schemas.limits import limits_of
+from app.api.schemas.retry import RetryJob
+from app.jobs import cancel, pause, retry
 from app.jobs.tables import Job
 from app.tenants.scopes import Scope
 
@@ -65,6 +67,41 @@ def resume_job(path: JobPath) -> Response:
     It goes on where it stood. A job that is not paused stays as it is.
     """
     return _control(pause.resume_job, path)
+
+
+@resource.route_as(
+    "post",
+    "/jobs/<job_id>/retry",
+    answers={202: JobAnswer},
+    scope=Scope.JOBS_WRITE,
+    headers={202: ACCEPTED},
+    body_optional=True,
+)
+def retry_job(path: JobPath, body: RetryJob) -> Response:
+    """Retry what a job did not finish well.
+
+    Makes a new job, whose `retry_of` names this one, over the images of a `predict` job that has
+    ended which failed or were never touched. Without a body: all of them, as before. An export
+    of the first job can include what its retries answered.
+    """
+    tenant_id = principal().tenant_id
+    return once(
+        lambda session: accepted(
+            session,
+            retry.submit_retry(
+                session,
+                tenant_id,
+                path.job_id,
+                which=body.which,
+                model=body.model,
+                options=body.options.model_dump(exclude_none=True),
+                priority=body.priority,
+                limits=limits_of(body.deadline, body.max_failed),
+                metadata=body.metadata,
+            ),
+        ),
+        Retry_After="1",
+    )
 
 
 def _control(change: Callable[[Session, str, str], Job], path: JobPath) -> Response:

@@ -140,6 +140,8 @@ def _finish(
                 for media_type in each.media_types
             },
         }
+    if each.body_optional:
+        operation["requestBody"]["required"] = False
     answers = {
         **{status: {"$ref": f"#/components/responses/Problem{status}"} for status in each.problems},
         **{status: _answer(each, status) for status in each.answers},

@@ -39,6 +39,8 @@ class StrictRequest(Request):
     """
 
     max_form_parts = 0
+    #: Set by the route: no body at all stands for an empty object.
+    body_optional = False
 
     def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:  # noqa: ARG002
         """The body's text after it was checked; schemas read it as JSON a second time.
@@ -47,6 +49,8 @@ class StrictRequest(Request):
             MediaTypeError: it is not declared as JSON.
             BadRequestError: it is not JSON, or of the kinds refused above.
         """
+        if self.body_optional and self.mimetype == "" and not self.get_data(cache=True):
+            return "{}"
         if not self.is_json:
             raise MediaTypeError("send JSON, with Content-Type: application/json")
         self.max_content_length = JSON_MAX_BYTES

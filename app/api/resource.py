@@ -42,6 +42,8 @@ class Operation:
     #: The schemas of path and query parameters and of a JSON body.
     parameters: Sequence[type[BaseModel]]
     body: type[BaseModel] | None
+    #: Whether no body at all stands for an empty object.
+    body_optional: bool
     #: Media types of a body that is no JSON.
     media_types: Sequence[str]
     #: Whether an Idempotency-Key brings the first answer again.
@@ -75,6 +77,7 @@ class Resource(APIBlueprint):
         headers: Mapping[int, Sequence[str]] | None = None,
         takes: Sequence[str] = (),
         media_types: Sequence[str] = (),
+        body_optional: bool = False,
         replays: bool | None = None,
     ) -> Callable[[View], View]:
         """Register a view: its first docstring line is the summary, its name the operationId.
@@ -113,6 +116,7 @@ class Resource(APIBlueprint):
                 takes=asked,
                 parameters=parameters,
                 body=body,
+                body_optional=body_optional,
                 media_types=media_types,
                 replays=repeats,
             )

@@ -19,6 +19,7 @@ class Exit(enum.IntEnum):
     FOLDER_IN_USE = 8
     PORT_TAKEN = 9
     DISK_FULL = 10
+    EXPIRED = 11
     FAULT = 70
     INTERRUPTED = 130
 
@@ -35,6 +36,7 @@ EXIT_CODES: dict[Exit, str] = {
     Exit.FOLDER_IN_USE: "another command works on this data folder",
     Exit.PORT_TAKEN: "`darkroom up`: the port is taken",
     Exit.DISK_FULL: "the disk is full",
+    Exit.EXPIRED: "the job's deadline passed before its end",
     Exit.FAULT: "a fault of the command itself",
     Exit.INTERRUPTED: "stopped by Ctrl-C; a submitted job goes on",
 }
@@ -44,6 +46,6 @@ EXIT_OF_STATE: dict[str, Exit] = {
     "succeeded": Exit.DONE,
     "partially_succeeded": Exit.PARTIAL,
     "failed": Exit.FAILED,
-    "expired": Exit.FAILED,
+    "expired": Exit.EXPIRED,
     "cancelled": Exit.CANCELLED,
 }

@@ -10,6 +10,7 @@ from app.cli.connect import JsonFlag, connect
 from app.cli.console import note, print_json, say
 from app.cli.follow import finish, follow
 from app.cli.inputs import read_pairs
+from app.cli.limits import DeadlineText, Priority, read_deadline
 
 
 def finetune(
@@ -37,6 +38,8 @@ def finetune(
     alias: Annotated[
         str, typer.Option(help="Alias to point at it; empty for none.")
     ] = "production",
+    priority: Priority = 0,
+    deadline: DeadlineText = None,
     metadata: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE kept with the job; repeat for more.")
     ] = None,
@@ -54,11 +57,14 @@ def finetune(
     What is not given takes the service's default.
     """
     pairs = read_pairs(metadata or ())
+    until = read_deadline(deadline)
     with connect(context) as darkroom:
         job = darkroom.jobs.submit_finetune(
             dataset,
             model,
             alias=alias or None,
+            priority=priority,
+            deadline=until,
             metadata=pairs,
             arch=arch,
             epochs=epochs,

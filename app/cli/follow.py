@@ -29,6 +29,10 @@ _TITLE = {
     "export": "exporting",
     "import": "importing",
 }
+#: States that say more than the kind of the job does.
+_SAID_AS_THEY_ARE = frozenset(
+    {"validating", "queued", "paused", "cancelling", "cancelled", "failed", "expired"}
+)
 #: Failed items read for the summary of their codes.
 _MOST_FAILED = 10_000
 
@@ -61,7 +65,7 @@ class JobView:
         if job.kind == "finetune":
             self._show_epochs(job)
         title = _TITLE.get(job.kind, job.kind)
-        if job.state in ("validating", "queued", "cancelling", "cancelled", "failed"):
+        if job.state in _SAID_AS_THEY_ARE:
             title = {"validating": "reading the input"}.get(job.state, job.state)
             if job.kind == "ingest" and job.state == "validating":
                 title = "queued"
@@ -114,7 +118,7 @@ def _number(value: float | None) -> str:
 def _fraction(job: Job) -> float | None:
     if job.state == "succeeded":
         return 1.0
-    if job.counts.cancelled:
+    if job.counts.cancelled or job.counts.expired:
         return job.counts.done / job.counts.total
     if job.progress.fraction is not None:
         return job.progress.fraction
@@ -153,6 +157,7 @@ def finish(darkroom: Darkroom, job: Job, *, as_json: bool = False) -> Exit:
         return EXIT_OF_STATE.get(job.state, Exit.FAILED)
     counts = job.counts
     mark = {"succeeded": "✓", "partially_succeeded": "!", "cancelled": "–"}.get(job.state, "✗")
+    untouched = counts.cancelled + counts.expired
     line = f"{mark} {job.id} {job.state.replace('_', ' ')}"
     if counts.total:
         line += f": {count_text(counts.total, 'image')}"
@@ -165,8 +170,10 @@ def finish(darkroom: Darkroom, job: Job, *, as_json: bool = False) -> Exit:
         _say_error(job.error)
     if counts.failed:
         _say_failed(darkroom, job)
-    if counts.cancelled:
-        say(f"  {count_text(counts.cancelled, 'image')} not touched")
+    if untouched:
+        say(f"  {count_text(untouched, 'image')} not touched")
+    if job.kind == "predict" and (counts.failed or untouched):
+        say(f"  try them again: darkroom retry {job.id}")
     if job.state == "succeeded" and job.kind in ("finetune", "import") and job.model_version:
         say(f"  {job.model_version.reference}  {job.model_version.id}")
     scores = {name: value for name, value in (job.result or {}).items() if isinstance(value, float)}

@@ -1,4 +1,4 @@
-"""``darkroom jobs | job | watch | results | export | cancel``."""
+"""``darkroom jobs | job | watch | results | export``."""
 
 from __future__ import annotations
 
@@ -114,6 +114,7 @@ def show_job(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -
             ("failed", counts.failed),
             ("skipped", counts.skipped),
             ("cancelled", counts.cancelled),
+            ("expired", counts.expired),
         )
         if count
     ]
@@ -138,6 +139,9 @@ def show_job(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -
                 duration_text(job.eta_seconds) if job.eta_seconds and not job.is_over else None,
             ),
             ("submitted", ago_text(job.created_at)),
+            ("deadline", job.deadline_at.isoformat(" ") if job.deadline_at else None),
+            ("max failed", pairs_text(job.max_failed)),
+            ("retry of", job.retry_of),
             ("took", duration_text(job.seconds) if job.seconds is not None else None),
             ("input", pairs_text(job.input)),
             ("options", pairs_text(job.options)),
@@ -241,6 +245,10 @@ def export(
         typer.Option("--output", "-o", help="File or folder to write.", show_default=False),
     ] = None,
     only: Annotated[Only, typer.Option(help="Which items.")] = Only.ALL,
+    include_retries: Annotated[
+        bool,
+        typer.Option("--include-retries", help="With what retries of the job answered."),
+    ] = False,
     timeout: Timeout = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -248,7 +256,9 @@ def export(
     chosen = format or _format_of(output)
     _check_folder(output)
     with connect(context) as darkroom:
-        job = darkroom.jobs.export(job_id, chosen.value, only=only.value)
+        job = darkroom.jobs.export(
+            job_id, chosen.value, only=only.value, include_retries=include_retries
+        )
         job = follow(darkroom, job.id, quiet=as_json, timeout=timeout)
         if job.state != "succeeded":
             finish(darkroom, job, as_json=as_json)
@@ -275,13 +285,3 @@ def _check_folder(output: Path | None) -> None:
 def _format_of(output: Path | None) -> Format:
     suffix = output.suffix.lstrip(".") if output is not None and not output.is_dir() else ""
     return Format(suffix) if suffix in list(Format) else Format.JSONL
-
-
-def cancel(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -> None:
-    """Cancel a job; what had finished stays."""
-    with connect(context) as darkroom:
-        job = darkroom.jobs.cancel(job_id)
-    if as_json:
-        print_json(job.raw)
-        return
-    say(f"{job.id} {job.state}")

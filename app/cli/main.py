@@ -10,12 +10,13 @@ import typer
 from app.cli import datasets, keys, models, uploads
 from app.cli.backup import backup, restore
 from app.cli.connect import GuardedGroup, JsonFlag, Service, connect
+from app.cli.control import cancel, pause, resume, retry
 from app.cli.demo import demo, demo_photos
 from app.cli.doctor import doctor
 from app.cli.events import events
 from app.cli.exits import EXIT_CODES
 from app.cli.finetune import finetune
-from app.cli.jobs import cancel, export, list_jobs, results, show_job, watch
+from app.cli.jobs import export, list_jobs, results, show_job, watch
 from app.cli.migrate import migrate
 from app.cli.settings import settings
 from app.cli.submit import submit
@@ -99,6 +100,9 @@ app.command(rich_help_panel=_IMAGES)(events)
 app.command(rich_help_panel=_IMAGES)(results)
 app.command(rich_help_panel=_IMAGES)(export)
 app.command(rich_help_panel=_IMAGES)(cancel)
+app.command(rich_help_panel=_IMAGES)(pause)
+app.command(rich_help_panel=_IMAGES)(resume)
+app.command(rich_help_panel=_IMAGES)(retry)
 app.add_typer(uploads.app, name="uploads", rich_help_panel=_IMAGES)
 app.add_typer(datasets.app, name="datasets", rich_help_panel=_MODELS)
 app.add_typer(models.app, name="models", rich_help_panel=_MODELS)

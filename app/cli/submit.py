@@ -12,6 +12,13 @@ from app.cli.console import note, print_json, say
 from app.cli.exits import EXIT_OF_STATE, Exit
 from app.cli.follow import finish, follow
 from app.cli.inputs import counted_images, read_pairs, send_file
+from app.cli.limits import (
+    DeadlineText,
+    MaxFailedTexts,
+    Priority,
+    read_deadline,
+    read_max_failed,
+)
 
 if TYPE_CHECKING:
     from app.client import Darkroom
@@ -61,7 +68,9 @@ def submit(
         float | None, typer.Option(min=0, max=1, help="Least score that is kept.")
     ] = None,
     activation: Annotated[str | None, typer.Option(help="softmax or sigmoid.")] = None,
-    priority: Annotated[int, typer.Option(help="Higher goes first.")] = 0,
+    priority: Priority = 0,
+    deadline: DeadlineText = None,
+    max_failed: MaxFailedTexts = None,
     metadata: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE kept with the job; repeat for more.")
     ] = None,
@@ -80,6 +89,7 @@ def submit(
     object store, an earlier upload, or a dataset version.
     """
     pairs = read_pairs(metadata or ())
+    until, budget = read_deadline(deadline), read_max_failed(max_failed)
     _require_one(source, upload, manifest, dataset)
     quiet = as_json or (wait and not watch)
     with connect(context) as darkroom:
@@ -93,6 +103,8 @@ def submit(
             threshold=threshold,
             activation=activation,
             priority=priority,
+            deadline=until,
+            max_failed=budget,
             metadata=pairs,
         )
         if watch or wait:

@@ -15,6 +15,7 @@ STATE_STYLE: dict[str, str] = {
     "expired": "red",
     "cancelled": "dim",
     "cancelling": "yellow",
+    "paused": "yellow",
     "archived": "dim",
     "running": "cyan",
     "finalizing": "cyan",

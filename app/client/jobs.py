@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal
 
 from app.client.errors import UNREACHABLE, WAIT_TIMEOUT, ApiError
@@ -39,13 +40,16 @@ class Jobs:
         threshold: float | None = None,
         activation: str | None = None,
         priority: int = 0,
+        deadline: datetime | None = None,
+        max_failed: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
         """Recognise every image of ``source`` with ``model`` (``name``, ``name@alias`` or id).
 
         ``source`` is one of ``{"upload": id}``, ``{"prefix": "s3://…", "include", "exclude"}``,
-        ``{"manifest": "s3://…"}``, ``{"items": […]}`` or ``{"dataset": "name@1", "split"}``.
+        ``{"manifest": "s3://…"}``, ``{"items": […]}`` or ``{"dataset": "name@1", "split"}``;
+        ``max_failed`` is ``{"items": n, "fraction": f}``, or one of the two.
         """
         return self._submit(
             "predict",
@@ -53,6 +57,8 @@ class Jobs:
             model=model,
             options={"top_k": top_k, "threshold": threshold, "activation": activation},
             priority=priority,
+            deadline=_moment(deadline),
+            max_failed=max_failed,
             metadata=metadata,
             idempotency_key=idempotency_key,
         )
@@ -64,6 +70,7 @@ class Jobs:
         *,
         alias: str | None = "production",
         priority: int = 0,
+        deadline: datetime | None = None,
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         **recipe: Any,
@@ -75,6 +82,7 @@ class Jobs:
             model=model,
             options={**recipe, "alias": alias},
             priority=priority,
+            deadline=_moment(deadline),
             metadata=metadata,
             idempotency_key=idempotency_key,
         )
@@ -88,6 +96,8 @@ class Jobs:
         classes: Sequence[str] | str,
         alias: str | None = "production",
         preprocess: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        deadline: datetime | None = None,
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
@@ -103,6 +113,8 @@ class Jobs:
             "import",
             model=model,
             options=options,
+            priority=priority,
+            deadline=_moment(deadline),
             metadata=metadata,
             idempotency_key=idempotency_key,
         )
@@ -113,14 +125,22 @@ class Jobs:
         format: str = "jsonl",  # noqa: A002  the API's own word
         *,
         only: Only = "all",
+        include_retries: bool = False,
+        priority: int = 0,
+        deadline: datetime | None = None,
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
-        """Write the results of a job as ``jsonl``, ``csv`` or ``parquet``."""
+        """Write the results of a job as ``jsonl``, ``csv`` or ``parquet``.
+
+        With ``include_retries`` images that failed or never ended are answered by its retries.
+        """
         return self._submit(
             "export",
             input={"job": job_id},
-            options={"format": format, "only": only},
+            options={"format": format, "only": only, "include_retries": include_retries or None},
+            priority=priority,
+            deadline=_moment(deadline),
             metadata=metadata,
             idempotency_key=idempotency_key,
         )
@@ -207,9 +227,56 @@ class Jobs:
         query = {"after": after or None}
         return map(Event.from_dict, self._transport.pages(path, query, limit=page_size))
 
+    # Control
+
     def cancel(self, job_id: str) -> Job:
         """Ask a job to stop; what had finished stays."""
-        return Job.from_dict(self._transport.call("POST", road("jobs", job_id, "cancel")).json())
+        return self._control(job_id, "cancel")
+
+    def pause(self, job_id: str) -> Job:
+        """Hold a job: nothing more of it is begun until it is resumed."""
+        return self._control(job_id, "pause")
+
+    def resume(self, job_id: str) -> Job:
+        """Let a paused job go on where it stood."""
+        return self._control(job_id, "resume")
+
+    def retry(
+        self,
+        job_id: str,
+        *,
+        which: str = "all",
+        model: str | None = None,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        activation: str | None = None,
+        priority: int | None = None,
+        deadline: datetime | None = None,
+        max_failed: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """A new job over the images of a closed one that failed, were never touched, or both.
+
+        ``which`` is ``failed``, ``unfinished`` or ``all``. What is None is as in that job; only
+        deadline and failure budget are not taken over.
+        """
+        fields = {
+            "which": which,
+            "model": model,
+            "options": _given(top_k=top_k, threshold=threshold, activation=activation) or None,
+            "priority": priority,
+            "deadline": _moment(deadline),
+            "max_failed": max_failed,
+            "metadata": metadata,
+        }
+        answer = self._transport.call(
+            "POST",
+            road("jobs", job_id, "retry"),
+            json=_given(**fields),
+            idempotency_key=idempotency_key,
+        )
+        return Job.from_dict(answer.json())
 
     # Reading
 
@@ -231,6 +298,9 @@ class Jobs:
         path = road("jobs", job_id, "metrics")
         return map(Metric.from_dict, self._transport.pages(path, {"name": name}))
 
+    def _control(self, job_id: str, verb: str) -> Job:
+        return Job.from_dict(self._transport.call("POST", road("jobs", job_id, verb)).json())
+
     def _submit(
         self,
         kind: str,
@@ -250,3 +320,15 @@ class Jobs:
             "POST", "/v1/jobs", json=body, idempotency_key=idempotency_key
         )
         return Job.from_dict(answer.json())
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    """The fields that are not None."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _moment(moment: datetime | None) -> str | None:
+    """A moment as the service reads it; without an offset it is the machine's own time."""
+    if moment is None:
+        return None
+    return (moment if moment.tzinfo is not None else moment.astimezone()).isoformat()

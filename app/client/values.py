@@ -91,15 +91,22 @@ class Job(Value):
     metadata: Mapping[str, Any] = field(default_factory=dict)
     model_version: Named | None = field(default=None, metadata={"read": _named})
     dataset_version: Named | None = field(default=None, metadata={"read": _named})
+    deadline_at: datetime | None = None
+    max_failed: Mapping[str, Any] | None = None
+    #: Id of the job whose images this one tries again.
+    retry_of: str | None = None
     counts: Counts = field(default_factory=Counts, metadata={"read": Counts.from_dict})
     progress: Progress = field(default_factory=Progress, metadata={"read": Progress.from_dict})
     images_per_second: float | None = None
     eta_seconds: float | None = None
     result: Mapping[str, Any] | None = None
     error: Mapping[str, Any] | None = None
+    #: Why it was told to stop before its end: cancel, deadline or failures.
+    stop_reason: str | None = None
     created_at: datetime | None = None
     queued_at: datetime | None = None
     running_at: datetime | None = None
+    paused_at: datetime | None = None
     ended_at: datetime | None = None
     updated_at: datetime | None = None
 

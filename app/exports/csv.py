@@ -38,14 +38,17 @@ _FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
 class CsvWriter:
     """Writes one line per item; ``prediction`` and ``metadata`` are JSON in their cells."""
 
-    def __init__(self, sink: Sink, provenance: Provenance) -> None:
+    def __init__(self, sink: Sink, *provenances: Provenance) -> None:
         self._sink = sink
-        self._provenance = (
-            safe_cell(provenance.model),
-            provenance.model_version_id,
-            provenance.weights_sha256,
-            provenance.preprocess_sha256,
-        )
+        self._provenances = [
+            (
+                safe_cell(each.model),
+                each.model_version_id,
+                each.weights_sha256,
+                each.preprocess_sha256,
+            )
+            for each in provenances
+        ]
         self._write_lines([COLUMNS])
 
     def write(self, rows: Sequence[ExportRow]) -> None:
@@ -56,7 +59,7 @@ class CsvWriter:
         """Nothing stands at the end of a CSV file."""
 
     def _cells(self, row: ExportRow) -> tuple[object, ...]:
-        ordinal, custom_id, source, state, prediction, error, label, metadata = row
+        ordinal, custom_id, source, state, prediction, error, label, metadata, recogniser = row
         best_class, best_score = top(prediction)
         return (
             ordinal,
@@ -73,7 +76,7 @@ class CsvWriter:
             safe_cell(error.get("detail")) if error else None,
             safe_cell(label),
             None if metadata is None else json_text(metadata),
-            *self._provenance,
+            *self._provenances[recogniser],
         )
 
     def _write_lines(self, lines: Sequence[Sequence[object]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import repeat
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -44,14 +43,15 @@ SCHEMA = pa.schema(
 class ParquetWriter:
     """Gathers pages as Arrow columns and writes them out a row group at a time."""
 
-    def __init__(self, sink: Sink, provenance: Provenance) -> None:
+    def __init__(self, sink: Sink, *provenances: Provenance) -> None:
         self._file = parquet.ParquetWriter(sink, SCHEMA, compression="zstd")
-        self._provenance = (
-            provenance.model,
-            provenance.model_version_id,
-            provenance.weights_sha256,
-            provenance.preprocess_sha256,
-        )
+        # By column: each a list of the values by recogniser.
+        self._provenances = [
+            [each.model for each in provenances],
+            [each.model_version_id for each in provenances],
+            [each.weights_sha256 for each in provenances],
+            [each.preprocess_sha256 for each in provenances],
+        ]
         self._pages: list[pa.RecordBatch] = []
         self._gathered = 0
 
@@ -90,7 +90,7 @@ class ParquetWriter:
             [error.get("detail") for error in errors],
             [row.label for row in rows],
             [None if row.metadata is None else json_text(row.metadata) for row in rows],
-            *(list(repeat(value, len(rows))) for value in self._provenance),
+            *([values[row.recogniser] for row in rows] for values in self._provenances),
         ]
         arrays = [
             column if isinstance(column, pa.Array) else pa.array(column, field.type)

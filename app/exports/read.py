@@ -11,7 +11,7 @@ from sqlalchemy import Text, cast, select
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
-from app.errors import NotFoundError
+from app.errors import DarkroomError, NotFoundError
 from app.exports.rows import ExportRow, Provenance
 from app.jobs.states import TERMINAL_JOB_STATES, ItemState
 from app.jobs.tables import Item, Job
@@ -22,6 +22,12 @@ Only = Literal["all", "succeeded", "failed"]
 _PAGE_ROWS_MAX = 5000
 #: (class, score) pairs of one page, so that a large top-k does not grow the memory.
 _PAGE_PAIRS = 50_000
+
+
+class ExportMismatchError(DarkroomError):
+    """The items read are not those that the job counts; the file was discarded."""
+
+    code = "export_mismatch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +53,13 @@ class Snapshot:
         """Whether the job had ended, so that no item can follow."""
         return self.state in TERMINAL_JOB_STATES
 
-    def expected(self, only: Only) -> dict[str, int]:
-        """Rows by state that an export with this filter must have."""
-        return {name: count for name, count in self.counts.items() if only in ("all", name)}
+    def compare(self, only: Only, found: Mapping[str, int]) -> None:
+        """Raise ExportMismatchError where ``found`` rows by state are not those of this filter."""
+        expected = {name: count for name, count in self.counts.items() if only in ("all", name)}
+        if any(found.get(state, 0) != count for state, count in expected.items()):
+            raise ExportMismatchError(
+                f"job {self.job_id} counts {expected}, but the export found {dict(found)}"
+            )
 
 
 def take_snapshot(session: Session, tenant_id: str, job_id: str) -> Snapshot:
@@ -98,10 +108,10 @@ def take_snapshot(session: Session, tenant_id: str, job_id: str) -> Snapshot:
 
 
 def iter_pages(
-    db: Database, tenant_id: str, snapshot: Snapshot, only: Only
+    db: Database, tenant_id: str, snapshot: Snapshot, only: Only, *, limit: int | None = None
 ) -> Iterator[Sequence[ExportRow]]:
     """The items in input order; one short transaction a page, none while the caller works."""
-    limit = page_rows(snapshot.options)
+    limit = limit or page_rows(snapshot.options)
     conditions = [
         Item.job_id == snapshot.job_id,
         Item.tenant_id == tenant_id,

@@ -1,4 +1,4 @@
-"""What every export holds: one row per item, and the recogniser that all rows share."""
+"""What every export holds: one row per item, and the recognisers that gave the answers."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ class ExportRow(NamedTuple):
     error: dict[str, Any] | None
     label: str | None
     metadata: dict[str, Any] | None
+    #: Which of the writer's provenances is the row's own: in merged exports they differ.
+    recogniser: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,10 @@ class Sink(Protocol):
 
 
 class Writer(Protocol):
-    """One file format. Rows come in input order, a page at a time, and are never held whole."""
+    """One file format. Rows come in input order, a page at a time, and are never held whole.
+
+    Made with a sink and the provenances that rows name by their number.
+    """
 
     def write(self, rows: Sequence[ExportRow]) -> None:
         """Append the rows."""

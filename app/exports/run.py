@@ -6,7 +6,7 @@ import enum
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from app.clock import utc_now
@@ -14,9 +14,10 @@ from app.db.session import Database
 from app.errors import DarkroomError
 from app.exports.csv import CsvWriter
 from app.exports.jsonl import JsonlWriter
+from app.exports.merge import Family, iter_merged_pages, take_family, take_single
 from app.exports.parquet import ParquetWriter
-from app.exports.read import Only, Snapshot, iter_pages, take_snapshot
-from app.exports.rows import Provenance, Sink, Writer
+from app.exports.read import Only, iter_pages
+from app.exports.rows import ExportRow, Writer
 from app.storage import keys
 from app.storage.s3 import ObjectStore
 
@@ -32,7 +33,7 @@ class ExportFormat(enum.StrEnum):
     PARQUET = "parquet"
 
 
-_FORMATS: Mapping[ExportFormat, tuple[Callable[[Sink, Provenance], Writer], str]] = {
+_FORMATS: Mapping[ExportFormat, tuple[Callable[..., Writer], str]] = {
     ExportFormat.JSONL: (JsonlWriter, "application/x-ndjson"),
     ExportFormat.CSV: (CsvWriter, "text/csv; charset=utf-8"),
     ExportFormat.PARQUET: (ParquetWriter, "application/vnd.apache.parquet"),
@@ -45,12 +46,6 @@ class ExportStoppedError(DarkroomError):
     code = "export_stopped"
     status = 409
     retryable = True
-
-
-class ExportMismatchError(DarkroomError):
-    """The items written are not those that the job counts; the file was discarded."""
-
-    code = "export_mismatch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +80,7 @@ def write_export(
     attempt: int,
     format: str,  # noqa: A002  (the word of the API)
     only: Only = "all",
+    include_retries: bool = False,
     on_progress: Callable[[int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> ExportedFile:
@@ -92,25 +88,28 @@ def write_export(
 
     The objects belong to ``export_job_id`` and carry ``attempt`` in their keys, so that two
     attempts never write the same object and a recorded digest stays true. A source job that
-    still runs is exported as it stands at the start. ``on_progress`` gets the rows written so
-    far after each page; ``should_stop`` is asked before each.
+    still runs is exported as it stands at the start. With ``include_retries`` items that failed
+    or never ended are answered by the job's retries (:mod:`app.exports.merge`). ``on_progress``
+    gets the rows written so far after each page; ``should_stop`` is asked before each.
 
     Raises:
         NotFoundError: this tenant has no such job.
         ExportStoppedError: ``should_stop`` said so.
         ExportMismatchError: rows are missing or too many.
+        InvalidInputError: there are more retries than can be merged.
         StorageError: the object store failed; trying again may help.
     """
     file_format = ExportFormat(format)
     make_writer, media_type = _FORMATS[file_format]
     with db.tenant(tenant_id) as session:
-        snapshot = take_snapshot(session, tenant_id, job_id)
+        take = take_family if include_retries else take_single
+        family = take(session, tenant_id, job_id)
     name = f"results.{file_format}"
     object_key = keys.artifact(tenant_id, export_job_id, f"{attempt}-{name}")
     counts: Counter[str] = Counter()
     with store.writer(bucket, object_key, media_type) as out:
-        writer = make_writer(out, snapshot.provenance)
-        for page in iter_pages(db, tenant_id, snapshot, only):
+        writer = make_writer(out, *family.provenances)
+        for page in _pages(db, tenant_id, family, only):
             if should_stop is not None and should_stop():
                 raise ExportStoppedError("the export was stopped before its end")
             writer.write(page)
@@ -118,35 +117,39 @@ def write_export(
             if on_progress is not None:
                 on_progress(counts.total())
         writer.finish()
-        _compare(snapshot, only, counts)
+        if not family.root.retries:
+            family.root.snapshot.compare(only, counts)
         size_bytes, sha256 = out.size, out.sha256
     data = StoredFile(name, media_type, object_key, size_bytes, sha256)
     manifest = _write_manifest(
         store,
         bucket,
         keys.artifact(tenant_id, export_job_id, f"{attempt}-{MANIFEST_NAME}"),
-        _describe(snapshot, file_format, only, data, counts),
+        _describe(family, file_format, only, data, counts)
+        | ({"merged": family.describe_retries()} if include_retries else {}),
     )
     return ExportedFile(
         **asdict(data), rows=counts.total(), counts=dict(sorted(counts.items())), manifest=manifest
     )
 
 
-def _compare(snapshot: Snapshot, only: Only, counts: Counter[str]) -> None:
-    expected = snapshot.expected(only)
-    if any(counts[state] != count for state, count in expected.items()):
-        raise ExportMismatchError(
-            f"job {snapshot.job_id} counts {expected}, but the export found {dict(counts)}"
-        )
+def _pages(
+    db: Database, tenant_id: str, family: Family, only: Only
+) -> Iterator[Sequence[ExportRow]]:
+    """The rows to write; those of merged jobs are compared with their counts on the way."""
+    if family.root.retries:
+        return iter_merged_pages(db, tenant_id, family, only)
+    return iter_pages(db, tenant_id, family.root.snapshot, only)
 
 
 def _describe(
-    snapshot: Snapshot,
+    family: Family,
     file_format: ExportFormat,
     only: Only,
     data: StoredFile,
     counts: Counter[str],
 ) -> dict[str, object]:
+    snapshot = family.root.snapshot
     return {
         "manifest_version": 1,
         "created_at": utc_now().isoformat(),

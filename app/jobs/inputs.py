@@ -1,4 +1,4 @@
-"""Readers of the five inputs: each a stream of items with the position to resume from."""
+"""Readers of the inputs: each a stream of items with the position to resume from."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from app.errors import ObjectMissingError
 from app.jobs.claim import Lease
 from app.jobs.items import JobItem
 from app.jobs.manifest import read_manifest
+from app.jobs.progress import get_job
+from app.jobs.retried import count_retried, read_retried
 from app.storage.keys import parse_location
 from app.storage.s3 import ObjectStore
 from app.uploads.pack import ShardEntry
@@ -63,6 +65,8 @@ def read_input(db: Database, store: ObjectStore, own_bucket: str, lease: Lease) 
     source = lease.input
     if "upload" in source:
         yield from _read_upload(db, lease, own_bucket, position)
+    elif "retry_of" in source:
+        yield from _read_retry(db, lease, position)
     elif "dataset" in source:
         yield from _read_dataset(db, lease, own_bucket, position)
     elif "prefix" in source:
@@ -110,6 +114,26 @@ def _read_upload(
                 named_by_client=False,
             )
         number, skip = shard.number + 1, 0
+
+
+def _read_retry(db: Database, lease: Lease, position: dict[str, Any]) -> Iterator[Entry]:
+    """What a closed job did not finish well, by the references that its chunks kept."""
+    source_id, which = lease.input["retry_of"], lease.input["which"]
+    found = position.get("found", 0)
+    items = read_retried(
+        db, lease.tenant_id, source_id, which, start=position.get("ordinal", -1) + 1
+    )
+    for ordinal, item in items:
+        found += 1
+        # Unique among themselves already, whoever named them.
+        yield Found(item, {"ordinal": ordinal, "found": found}, ordinal, named_by_client=False)
+    with db.tenant(lease.tenant_id) as session:
+        expected = count_retried(get_job(session, lease.tenant_id, source_id), which)
+    if found != expected:
+        yield Fault(
+            None,
+            f"of {expected} images of job {source_id} only {found} are known; submit it again",
+        )
 
 
 def _read_dataset(

@@ -65,6 +65,8 @@ def check_source(
 
 def describe_input(source: Mapping[str, Any]) -> str:
     """A job's input in words, for an error: ``the prefix s3://photos/a/ (include *.jpg)``."""
+    if "retry_of" in source:
+        return f"what job {source['retry_of']} left to be retried"
     kind = next(kind for kind in _KINDS if source.get(kind) is not None)
     if kind == "items":
         return "the items"

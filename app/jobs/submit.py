@@ -16,6 +16,7 @@ from app.ids import CHUNK, JOB, new_id
 from app.jobs.events import add_event, event_type
 from app.jobs.limits import NO_LIMITS, Limits, check_deadline
 from app.jobs.progress import get_job
+from app.jobs.retried import list_retries
 from app.jobs.source import check_source
 from app.jobs.states import ChunkState, ChunkTask, JobKind, JobState
 from app.jobs.tables import Chunk, Job
@@ -207,15 +208,17 @@ def submit_export(
     job_id: str,
     format: ExportFormat,  # noqa: A002  (the word that users see)
     only: Literal["all", "succeeded", "failed"] = "all",
+    include_retries: bool = False,
     priority: int = 0,
     limits: Limits = NO_LIMITS,
     metadata: Mapping[str, Any] | None = None,
 ) -> Job:
-    """Submit the writing of a job's results to a file.
+    """Submit the writing of a job's results to a file, with those of its retries if wanted.
 
     Raises:
         NotFoundError: no such job.
-        InvalidInputError: the job is of a kind that has no results.
+        InvalidInputError: the job is of a kind that has no results, or was retried more often
+            than can be merged.
     """
     source = get_job(session, tenant_id, job_id)
     if source.kind != JobKind.PREDICT:
@@ -223,13 +226,15 @@ def submit_export(
             f"job {job_id} is a {source.kind} job; only predict jobs have results to export",
             code="not_exportable",
         )
+    if include_retries:
+        list_retries(session, tenant_id, job_id)
     return add_job(
         session,
         tenant_id,
         JobKind.EXPORT,
         first=ChunkTask.EXPORT,
         input={"job": job_id},
-        options={"format": format, "only": only},
+        options={"format": format, "only": only, "include_retries": include_retries},
         model_version_id=source.model_version_id,
         priority=priority,
         limits=limits,

@@ -47,7 +47,8 @@ class Job(Base):
     kind: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(Text)
     priority: Mapped[int] = mapped_column(Integer, default=0)
-    #: The client's input as accepted: one of upload, prefix, manifest, items, dataset, job.
+    #: The client's input as accepted: one of upload, prefix, manifest, items, dataset, job;
+    #: or retry_of.
     input: Mapped[Json]
     #: Options of the kind, typed and complete (defaults filled in).
     options: Mapped[Json]

@@ -14,9 +14,9 @@ from sqlalchemy import func, insert, update
 from app.db.session import Database
 from app.errors import NotFoundError, ObjectMissingError
 from app.exports import read
+from app.exports.read import ExportMismatchError
 from app.exports.run import (
     ExportedFile,
-    ExportMismatchError,
     ExportStoppedError,
     write_export,
 )

@@ -24,6 +24,7 @@ def export_chunk(process: WorkerProcess, held: HeldLease) -> None:
             attempt=lease.attempt,
             format=lease.options["format"],
             only=lease.options["only"],
+            include_retries=lease.options.get("include_retries", False),
             on_progress=held.report,
             should_stop=held.should_stop,
         )

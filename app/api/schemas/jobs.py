@@ -232,6 +232,11 @@ class ExportOptions(Request):
 
     format: Literal["jsonl", "csv", "parquet"] = "jsonl"
     only: Literal["all", "succeeded", "failed"] = "all"
+    include_retries: bool = Field(
+        False,
+        description="Images that failed or never ended are answered by the job's retries, in "
+        "their old places: by the newest in which they succeeded, else by the newest.",
+    )
 
 
 class ExportJob(Request):

@@ -1,0 +1,115 @@
+"""``darkroom cancel | pause | resume | retry``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli.connect import JsonFlag, connect
+from app.cli.console import note, print_json, say
+from app.cli.follow import finish, follow
+from app.cli.inputs import read_pairs
+from app.cli.jobs import JobId, Timeout
+from app.cli.limits import DeadlineText, MaxFailedTexts, read_deadline, read_max_failed
+
+if TYPE_CHECKING:
+    from app.client.values import Job
+
+
+class RetryOf(StrEnum):
+    """Which images of a job to try again."""
+
+    ALL = "all"
+    FAILED = "failed"
+    UNFINISHED = "unfinished"
+
+
+def cancel(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -> None:
+    """Cancel a job; what had finished stays."""
+    with connect(context) as darkroom:
+        _say_state(darkroom.jobs.cancel(job_id), as_json=as_json)
+
+
+def pause(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -> None:
+    """Hold a job: nothing more of it is begun until `darkroom resume`."""
+    with connect(context) as darkroom:
+        _say_state(darkroom.jobs.pause(job_id), as_json=as_json)
+
+
+def resume(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -> None:
+    """Let a paused job go on where it stood."""
+    with connect(context) as darkroom:
+        _say_state(darkroom.jobs.resume(job_id), as_json=as_json)
+
+
+def _say_state(job: Job, *, as_json: bool) -> None:
+    if as_json:
+        print_json(job.raw)
+        return
+    say(f"{job.id} {job.state}")
+
+
+def retry(
+    context: typer.Context,
+    job_id: JobId,
+    which: Annotated[
+        RetryOf, typer.Option(help="Images that failed, that were never touched, or all.")
+    ] = RetryOf.ALL,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Another model or version.", show_default=False),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", "-k", min=1, help="Classes per image.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least score that is kept.")
+    ] = None,
+    activation: Annotated[str | None, typer.Option(help="softmax or sigmoid.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(min=-100, max=100, help="Of your jobs, higher goes first.")
+    ] = None,
+    deadline: DeadlineText = None,
+    max_failed: MaxFailedTexts = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE kept with the job; repeat for more.")
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show progress until the job is over.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="The same without showing.")] = False,
+    timeout: Timeout = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Try again what a job did not finish well, as a new job.
+
+    What is not given is as in the first job; only deadline and failure budget are not taken over.
+    `darkroom export JOB --include-retries` puts both together.
+    """
+    pairs = read_pairs(metadata or ())
+    until, budget = read_deadline(deadline), read_max_failed(max_failed)
+    with connect(context) as darkroom:
+        job = darkroom.jobs.retry(
+            job_id,
+            which=which.value,
+            model=model,
+            top_k=top_k,
+            threshold=threshold,
+            activation=activation,
+            priority=priority,
+            deadline=until,
+            max_failed=budget,
+            metadata=pairs or None,
+        )
+        if watch or wait:
+            if not as_json:
+                note(f"job {job.id}")
+            job = follow(darkroom, job.id, quiet=as_json or not watch, timeout=timeout)
+            raise typer.Exit(finish(darkroom, job, as_json=as_json))
+    if as_json:
+        print_json(job.raw)
+        return
+    say(job.id)
+    note(f"submitted; follow it with: darkroom watch {job.id}")

@@ -1,0 +1,174 @@
+import json
+from datetime import UTC, datetime
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from app.cli.connect import Service
+from app.cli.exits import Exit
+from app.cli.limits import read_deadline, read_max_failed
+from app.cli.main import app
+from tests.unit.fake_service import KEY, URL, FakeService, answer, job, page, problem
+
+NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def service():
+    return FakeService()
+
+
+@pytest.fixture
+def run(service, monkeypatch):
+    """Runs a command line against the fake service."""
+    monkeypatch.setenv("DARKROOM_API_KEY", KEY)
+
+    def invoke(*words):
+        return CliRunner().invoke(
+            app, [str(word) for word in words], obj=Service(url=URL, http=service.transport)
+        )
+
+    return invoke
+
+
+def sent(service, road):
+    return json.loads(service.asked(road)[-1].content)
+
+
+@pytest.mark.parametrize(
+    ("verb", "state"), [("cancel", "cancelling"), ("pause", "paused"), ("resume", "running")]
+)
+def test_each_verb_says_the_state_that_the_job_is_in_now(service, run, verb, state):
+    service.on(f"POST /v1/jobs/job_1/{verb}", answer(job(state), 202))
+    assert run(verb, "job_1").stdout == f"job_1 {state}\n"
+    assert json.loads(run(verb, "job_1", "--json").stdout)["state"] == state
+
+
+def test_pause_of_a_job_that_has_ended_is_refused(service, run):
+    service.on("POST /v1/jobs/job_1/pause", problem(409, "job_ended", "it has ended"))
+    done = run("pause", "job_1")
+    assert done.exit_code == Exit.REFUSED
+    assert "it has ended" in done.stderr
+
+
+def test_retry_sends_only_what_was_given_and_prints_the_new_id(service, run):
+    service.on("POST /v1/jobs/job_1/retry", answer(job("validating", id="job_2"), 202))
+    done = run("retry", "job_1")
+    assert (done.exit_code, done.stdout) == (Exit.DONE, "job_2\n")
+    assert sent(service, "POST /v1/jobs/job_1/retry") == {"which": "all"}
+    run(
+        *("retry", "job_1", "--which", "failed", "-m", "pets@4", "-k", 1, "--priority", 0),
+        *("--deadline", "2126-01-01T00:00:00+00:00", "--max-failed", "3", "--max-failed", "5%"),
+        *("--metadata", "a=b"),
+    )
+    assert sent(service, "POST /v1/jobs/job_1/retry") == {
+        "which": "failed",
+        "model": "pets@4",
+        "options": {"top_k": 1},
+        "priority": 0,
+        "deadline": "2126-01-01T00:00:00+00:00",
+        "max_failed": {"items": 3, "fraction": 0.05},
+        "metadata": {"a": "b"},
+    }
+
+
+def test_watched_retry_ends_with_the_code_of_its_end(service, run):
+    service.on("POST /v1/jobs/job_1/retry", answer(job("validating", id="job_2"), 202))
+    service.on("GET /v1/jobs/job_2", answer(job(id="job_2")))
+    done = run("retry", "job_1", "--watch")
+    assert done.exit_code == Exit.DONE
+    assert done.stdout.startswith("✓ job_2 succeeded")
+
+
+def test_submit_and_finetune_send_limits_and_priority(service, run):
+    service.on("POST /v1/jobs", answer(job("validating"), 202))
+    until = ("--deadline", "2126-01-01T00:00:00+00:00", "--priority", 7)
+    run("submit", "s3://b/p", "-m", "digits", *until, "--max-failed", "10%")
+    asked = sent(service, "POST /v1/jobs")
+    assert asked["deadline"] == "2126-01-01T00:00:00+00:00"
+    assert (asked["priority"], asked["max_failed"]) == (7, {"fraction": 0.1})
+    run("finetune", "-d", "pets@1", "-m", "pets", *until)
+    asked = sent(service, "POST /v1/jobs")
+    assert (asked["kind"], asked["priority"]) == ("finetune", 7)
+    assert asked["deadline"] == "2126-01-01T00:00:00+00:00"
+
+
+def test_zero_failed_images_are_a_budget_too(service, run):
+    service.on("POST /v1/jobs", answer(job("validating"), 202))
+    run("submit", "s3://b/p", "-m", "digits", "--max-failed", 0)
+    assert sent(service, "POST /v1/jobs")["max_failed"] == {"items": 0}
+
+
+def test_export_with_retries_asks_for_them(service, run, tmp_path):
+    service.on("POST /v1/jobs", answer(job("queued", id="job_2", kind="export"), 202))
+    service.on("GET /v1/jobs/job_2", answer(job("failed", id="job_2", kind="export")))
+    run("export", "job_1", "--include-retries", "-o", tmp_path / "a.csv")
+    assert sent(service, "POST /v1/jobs")["options"]["include_retries"] is True
+
+
+def test_expired_job_has_its_own_exit_code_and_says_what_was_not_touched(service, run):
+    counts = {"total": 4, "done": 1, "succeeded": 1, "expired": 3}
+    service.on("GET /v1/jobs/job_1", answer(job("expired", counts=counts)))
+    done = run("watch", "job_1")
+    assert done.exit_code == Exit.EXPIRED
+    assert "job_1 expired" in done.stdout
+    assert "3 images not touched" in done.stdout
+    assert "darkroom retry job_1" in done.stdout
+
+
+def test_job_shows_its_limits(service, run):
+    service.on(
+        "GET /v1/jobs/job_1",
+        answer(
+            job(
+                "paused",
+                deadline_at="2126-01-01T00:00:00+00:00",
+                max_failed={"items": 3, "fraction": None},
+                retry_of="job_0",
+            )
+        ),
+    )
+    service.on("GET /v1/jobs/job_1/artifacts", page([]))
+    shown = run("job", "job_1").stdout
+    assert "2126-01-01" in shown
+    assert "items=3" in shown
+    assert "job_0" in shown
+    assert "paused" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-12-24T18:00:00+01:00", "2026-12-24T17:00:00+00:00"),
+        ("2026-12-24T18:00:00Z", "2026-12-24T18:00:00+00:00"),
+        ("90s", "2026-12-01T12:01:30+00:00"),
+        ("90m", "2026-12-01T13:30:00+00:00"),
+        ("2h", "2026-12-01T14:00:00+00:00"),
+        ("1d", "2026-12-02T12:00:00+00:00"),
+    ],
+)
+def test_deadline_is_a_moment_or_a_time_from_now(text, moment):
+    assert read_deadline(text, NOW) == datetime.fromisoformat(moment)
+
+
+def test_deadline_without_an_offset_is_the_machines_own_time():
+    read = read_deadline("2026-12-24T18:00:00")
+    assert read == datetime(2026, 12, 24, 18).astimezone()
+
+
+@pytest.mark.parametrize("text", ["tomorrow", "2x", "-1h", "", "h"])
+def test_other_deadlines_are_usage_errors(text):
+    with pytest.raises(typer.BadParameter):
+        read_deadline(text)
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "101%", "1.5", "%", "", "nan%"])
+def test_other_budgets_are_usage_errors(text):
+    with pytest.raises(typer.BadParameter):
+        read_max_failed([text])
+
+
+def test_no_limits_are_none():
+    assert read_deadline(None) is None
+    assert read_max_failed(None) is None
