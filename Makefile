@@ -58,6 +58,10 @@ bench: $(READY) ## Measure; ONLY= names one of tests/bench: scale, …
 	@test -n "$(ONLY)" || { echo 'say which: make bench ONLY=scale' >&2; exit 2; }
 	@$(BIN)/python -m tests.bench.$(ONLY)
 
+.PHONY: fuzz
+fuzz: $(READY) ## Play EXAMPLES=2000 games [SEED=n] of jobs and chunks against their model
+	@$(BIN)/python -m tests.model.play $(or $(EXAMPLES),2000) $(SEED)
+
 .PHONY: lock
 lock: $(READY) ## Resolve all dependencies again and write the lock files
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \

@@ -1,0 +1,369 @@
+"""The moves of clients, workers and dispatchers, made on the database and in the model at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from app.dispatch.relay import relay_once
+from app.dispatch.sweep import sweep_once
+from app.errors import ConflictError, FencedError
+from app.jobs.cancel import cancel_job
+from app.jobs.claim import (
+    Lease,
+    claim_chunk,
+    extend_lease,
+    look_at_lease,
+    release_chunk,
+    suspect_kills,
+)
+from app.jobs.narrow import narrow_failing_chunk
+from app.jobs.pause import pause_job, resume_job
+from app.jobs.record import (
+    ItemRow,
+    record_chunk,
+    record_failure,
+    record_part,
+    record_plan,
+    record_prefix,
+    record_stopped,
+)
+from app.jobs.states import ChunkTask, ItemState, JobKind, JobState
+from app.jobs.tables import Chunk, Job, WorkerRow
+from app.queues.names import Queue
+from tests.factories import add_job, make_tenant
+from tests.jobs import add_chunk, add_planned_job, add_worker, chunk_ids
+from tests.model.bells import HeardBell, RememberedBells
+from tests.model.clock import TimedDatabase
+from tests.model.world import LEASE_SECONDS, MAX_KILLS, ModelJob, World
+
+RING_AGAIN_SECONDS = 5.0
+# More than there are chunks: which of them are rung first would hang on their random ids.
+_SLOTS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How long a job may take, in seconds from its submission, and how many items may fail."""
+
+    seconds: float | None = None
+    failed_items: int | None = None
+    failed_fraction: float | None = None
+
+
+UNBOUNDED = Bounds()
+
+
+@dataclass(eq=False, slots=True)
+class Attempt:
+    """A worker that was given a chunk, and all that it knows; it may be long outdated."""
+
+    lease: Lease
+    #: Items that it has found or packed so far, where its task is resumable.
+    position: int
+    #: What the last heartbeat or look told it of the job.
+    told: JobState | None
+
+
+class Driver:
+    """Makes each move with the real functions, and asserts that they answer as the model does."""
+
+    def __init__(self, timed: TimedDatabase) -> None:
+        timed.clear()
+        self.timed, self.db = timed, timed.db
+        self.world = World(timed.now(), self._find_chunk)
+        self.bells = RememberedBells()
+        self.tenants = [make_tenant(self.db) for _ in range(2)]
+        self.attempts: list[Attempt] = []
+        self.workers: list[str] = []
+        for queue in (Queue.INFERENCE, Queue.IO):
+            self._start_worker(queue)
+
+    def advance(self, seconds: float) -> None:
+        self.timed.advance(seconds)
+        self.world.now += seconds
+
+    def submit(self, tenant_id: str, sizes: Sequence[int], bounds: Bounds = UNBOUNDED) -> None:
+        with self.db.tenant(tenant_id) as session:
+            job_id = add_planned_job(session, tenant_id, *sizes)
+            self._bind(session.get_one(Job, job_id), bounds)
+        job = self._model_job(job_id, tenant_id, JobKind.PREDICT, JobState.QUEUED, bounds)
+        job.total, job.sealed, job.was_queued = sum(sizes), True, True
+        lo = 0
+        for chunk_id, size in zip(chunk_ids(self.db, job_id), sizes, strict=True):
+            self.world.add_chunk(job_id, chunk_id, ChunkTask.PREDICT, lo, lo + size)
+            lo += size
+
+    def submit_unread(self, tenant_id: str, kind: JobKind, bounds: Bounds = UNBOUNDED) -> None:
+        """A job whose items are found on the way: by a plan, or in an archive."""
+        task, state = {
+            JobKind.PREDICT: (ChunkTask.PLAN, JobState.VALIDATING),
+            JobKind.INGEST: (ChunkTask.INGEST, JobState.QUEUED),
+        }[kind]
+        with self.db.tenant(tenant_id) as session:
+            job = add_job(session, tenant_id, kind, state)
+            job.input = {"prefix": "s3://photos/"}
+            if state == JobState.QUEUED:
+                job.queued_at = func.now()
+            self._bind(job, bounds)
+            chunk = add_chunk(session, job, task)
+        self._model_job(job.id, tenant_id, kind, state, bounds).was_queued = (
+            state == JobState.QUEUED
+        )
+        self.world.add_chunk(job.id, chunk.id, task)
+
+    def claim(
+        self, chunk_id: str, task: ChunkTask, worker_id: str, *, alone: bool = True
+    ) -> Attempt | None:
+        job = self.world.job_of(chunk_id)
+        with self.db.tenant(job.tenant_id) as session:
+            lease = claim_chunk(
+                session,
+                job.tenant_id,
+                chunk_id,
+                task=task,
+                worker_id=worker_id,
+                lease_seconds=LEASE_SECONDS,
+                kills=suspect_kills(session, job.tenant_id, chunk_id) if alone else 0,
+            )
+        expected = self.world.chunks[chunk_id].task == task and self.world.claim(
+            chunk_id, worker_id, alone=alone
+        )
+        assert (lease is not None) == expected, (lease, self.world.chunks[chunk_id], job.state)
+        if lease is None:
+            return None
+        chunk = self.world.chunks[chunk_id]
+        assert (lease.attempt, lease.lo, lease.hi) == (chunk.attempt, chunk.lo, chunk.hi)
+        if lease.has_items:
+            found = [row[0] for row in (lease.items or {})["rows"]]
+            assert found == [f"item {ordinal}" for ordinal in range(lease.lo, lease.hi)]
+        attempt = Attempt(lease, (lease.cursor or {}).get("position", 0), None)
+        self.attempts.append(attempt)
+        return attempt
+
+    def answer(self, bell: HeardBell, worker_id: str) -> Attempt | None:
+        assert bell.tenant_id == self.world.job_of(bell.chunk_id).tenant_id
+        return self.claim(bell.chunk_id, bell.task, worker_id)
+
+    def beat(self, attempt: Attempt, *, extend: bool) -> None:
+        lease = attempt.lease
+        with self.db.tenant(lease.tenant_id) as session:
+            if extend:
+                attempt.told = extend_lease(session, lease, lease_seconds=LEASE_SECONDS)
+            else:
+                attempt.told = look_at_lease(session, lease)
+        if extend:
+            assert attempt.told == self.world.extend(lease.chunk_id, lease.attempt)
+        else:
+            held = self.world.holds(lease.chunk_id, lease.attempt)
+            assert attempt.told == (self.world.jobs[lease.job_id].state if held else None)
+
+    def release(self, attempt: Attempt, delay: float, *, failed: bool) -> None:
+        lease = attempt.lease
+        with self.db.tenant(lease.tenant_id) as session:
+            done = release_chunk(session, lease, delay_seconds=delay, failed=failed)
+        assert done == self.world.release(lease.chunk_id, lease.attempt, delay, failed=failed)
+
+    def record(self, attempt: Attempt, rows: Mapping[int, ItemState]) -> None:
+        taken = self._write(attempt, lambda s: record_chunk(s, attempt.lease, _as_rows(rows)))
+        assert taken == self.world.record(*_key(attempt), rows)
+
+    def record_prefix(self, attempt: Attempt, rows: Mapping[int, ItemState]) -> None:
+        taken = self._write(attempt, lambda s: record_prefix(s, attempt.lease, _as_rows(rows)))
+        assert taken == self.world.record_prefix(*_key(attempt), rows)
+
+    def record_stopped(self, attempt: Attempt, rows: Mapping[int, ItemState]) -> None:
+        taken = self._write(attempt, lambda s: record_stopped(s, attempt.lease, _as_rows(rows)))
+        assert taken == self.world.record_stopped(*_key(attempt), rows)
+
+    def record_failure(self, attempt: Attempt) -> None:
+        error = {"code": "x", "detail": "y"}
+        taken = self._write(attempt, lambda s: record_failure(s, attempt.lease, error))
+        assert taken == self.world.record_failure(*_key(attempt))
+
+    def narrow_failing(self, attempt: Attempt, delay: float) -> None:
+        error = {"code": "x", "detail": "y"}
+        taken = self._write(
+            attempt,
+            lambda s: narrow_failing_chunk(s, attempt.lease, error, delay_seconds=delay),
+        )
+        assert taken == self.world.narrow_failing(*_key(attempt), delay)
+
+    def plan_more(self, attempt: Attempt, sizes: Sequence[int]) -> None:
+        """A plan commits the chunks it has cut together with the position they reach."""
+        lease, added = attempt.lease, sum(sizes)
+        cut: list[tuple[str, int, int]] = []
+
+        def write(session: Session) -> None:
+            cursor = {"position": attempt.position + added}
+            record_part(session, lease, cursor=cursor, added=added, lease_seconds=LEASE_SECONDS)
+            job, lo = session.get_one(Job, lease.job_id), attempt.position
+            for size in sizes:
+                chunk = add_chunk(session, job, ChunkTask.PREDICT, lo, lo + size)
+                cut.append((chunk.id, lo, lo + size))
+                lo += size
+
+        taken = self._write(attempt, write)
+        assert taken == self.world.record_part(*_key(attempt), {}, added=added)
+        if taken:
+            attempt.position += added
+            for chunk_id, lo, hi in cut:
+                self.world.add_chunk(lease.job_id, chunk_id, ChunkTask.PREDICT, lo, hi)
+
+    def plan_done(self, attempt: Attempt) -> None:
+        taken = self._write(attempt, lambda s: record_plan(s, attempt.lease))
+        assert taken == self.world.record_plan(*_key(attempt))
+
+    def survey(self, attempt: Attempt, count: int) -> None:
+        """An ingest learns how many items its archive holds."""
+        taken = self._part(attempt, {"position": 0}, {}, added=count, seal=True)
+        assert taken == self.world.record_part(*_key(attempt), {}, added=count, seal=True)
+
+    def pack(self, attempt: Attempt, rows: Mapping[int, ItemState]) -> None:
+        """An ingest records a shard, and the chunk with the last one."""
+        position = attempt.position + len(rows)
+        taken = self._part(attempt, {"position": position}, rows)
+        assert taken == self.world.record_part(*_key(attempt), rows)
+        if taken:
+            attempt.position = position
+            if position == self.world.jobs[attempt.lease.job_id].total:
+                self.record(attempt, {})
+
+    def cancel(self, job_id: str) -> None:
+        assert self._told(cancel_job, job_id) == self.world.cancel(job_id)
+
+    def pause(self, job_id: str) -> None:
+        assert self._told(pause_job, job_id) == self.world.pause(job_id)
+
+    def resume(self, job_id: str) -> None:
+        assert self._told(resume_job, job_id) == self.world.resume(job_id)
+
+    def sweep(self) -> None:
+        swept = sweep_once(self.db, max_kills=MAX_KILLS)
+        assert swept.freed == self.world.sweep()
+        assert swept.repaired == 0
+
+    def relay(self) -> None:
+        before = len(self.bells.waiting)
+        rung = relay_once(
+            self.db,
+            self.bells.celery,
+            ring_again_seconds=RING_AGAIN_SECONDS,
+            alive_seconds=3 * RING_AGAIN_SECONDS,
+        )
+        assert rung == len(self.bells.waiting) - before
+        order = list(self.world.chunks)
+        self.bells.waiting[before:] = sorted(
+            self.bells.waiting[before:], key=lambda bell: order.index(bell.chunk_id)
+        )
+        for bell in self.bells.waiting[before:]:
+            chunk = self.world.chunks[bell.chunk_id]
+            assert chunk.state == "pending", chunk
+            assert chunk.task == bell.task
+
+    def kill_worker(self, worker_id: str) -> None:
+        """A worker is replaced by a new process of its name: its leases are void."""
+        with self.db.system() as session:
+            queue = session.execute(
+                update(WorkerRow)
+                .where(WorkerRow.id == worker_id)
+                .values(gone_at=func.now())
+                .returning(WorkerRow.queue)
+            ).scalar_one()
+        self.world.gone_workers.add(worker_id)
+        self.workers.remove(worker_id)
+        self._start_worker(Queue(queue))
+
+    def _find_chunk(self, job_id: str, lo: int) -> str:
+        with self.db.system() as session:
+            found = session.scalars(
+                select(Chunk.id).where(
+                    Chunk.job_id == job_id,
+                    Chunk.task == ChunkTask.PREDICT,
+                    Chunk.first_item == lo,
+                )
+            ).all()
+        assert len(found) == 1, f"{len(found)} chunks of {job_id} begin with item {lo}"
+        return found[0]
+
+    def _told(self, tell: Callable[[Session, str, str], Job], job_id: str) -> bool:
+        """Whether the job takes what its client tells it."""
+        tenant_id = self.world.jobs[job_id].tenant_id
+        try:
+            with self.db.tenant(tenant_id) as session:
+                tell(session, tenant_id, job_id)
+        except ConflictError:
+            return False
+        return True
+
+    def _bind(self, job: Job, bounds: Bounds) -> None:
+        if bounds.seconds is not None:
+            moment = self.world.now + bounds.seconds
+            job.deadline_at = datetime.fromtimestamp(moment, UTC)
+        job.max_failed_items, job.max_failed_fraction = bounds.failed_items, bounds.failed_fraction
+
+    def _model_job(
+        self, job_id: str, tenant_id: str, kind: JobKind, state: JobState, bounds: Bounds
+    ) -> ModelJob:
+        job = ModelJob(job_id, tenant_id, kind, state)
+        if bounds.seconds is not None:
+            job.deadline_at = self.world.now + bounds.seconds
+        job.max_failed_items, job.max_failed_fraction = bounds.failed_items, bounds.failed_fraction
+        self.world.add_job(job)
+        return job
+
+    def _start_worker(self, queue: Queue) -> None:
+        with self.db.system() as session:
+            self.workers.append(add_worker(session, queue, slots=_SLOTS))
+
+    def _part(
+        self,
+        attempt: Attempt,
+        cursor: dict[str, int],
+        rows: Mapping[int, ItemState],
+        *,
+        added: int = 0,
+        seal: bool = False,
+    ) -> bool:
+        def write(session: Session) -> None:
+            record_part(
+                session,
+                attempt.lease,
+                _as_rows(rows),
+                cursor=cursor,
+                added=added,
+                seal=seal,
+                lease_seconds=LEASE_SECONDS,
+            )
+
+        return self._write(attempt, write)
+
+    def _write(self, attempt: Attempt, write: Callable[[Session], object]) -> bool:
+        try:
+            with self.db.tenant(attempt.lease.tenant_id) as session:
+                write(session)
+        except FencedError:
+            return False
+        return True
+
+
+def _key(attempt: Attempt) -> tuple[str, int]:
+    return attempt.lease.chunk_id, attempt.lease.attempt
+
+
+def _as_rows(rows: Mapping[int, ItemState]) -> list[ItemRow]:
+    return [
+        ItemRow(
+            ordinal,
+            f"item {ordinal}",
+            "s3://photos",
+            state,
+            prediction=[["cat", 1.0]] if state == ItemState.SUCCEEDED else None,
+            error={"code": "x"} if state == ItemState.FAILED else None,
+        )
+        for ordinal, state in rows.items()
+    ]
