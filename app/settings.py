@@ -128,6 +128,12 @@ class Settings(BaseSettings):
         0, ge=0, description="Threads of one forward on the CPU; 0 leaves it to torch."
     )
 
+    # Training
+    checkpoint_seconds: Seconds = Field(
+        60,
+        description="Longest time within an epoch of fine-tuning without a checkpoint.",
+    )
+
     # This process
     worker_name: str | None = Field(
         None, description="Name of this worker on its host; stays the same over restarts."

@@ -85,19 +85,25 @@ class Service:
         self._count = 0
 
     def start_worker(
-        self, role: str, *, variables: Mapping[str, str] | None = None, **overrides: object
+        self,
+        role: str,
+        *,
+        module: str | None = None,
+        variables: Mapping[str, str] | None = None,
+        **overrides: object,
     ) -> WorkerHandle:
         """Start a worker process and wait until it has registered.
 
-        ``overrides`` are settings, ``variables`` further ones of its environment.
+        ``overrides`` are settings, ``variables`` further ones of its environment; ``module``
+        is run instead of the service's, where a test puts something before the worker.
         """
         self._count += 1
         name = f"{self._folder.name}-{role}-{self._count}"
         log = self._folder / f"{name}.log"
-        values = environment(self.settings, worker_name=name, **overrides)
+        values = environment(self.settings, **{"worker_name": name, **overrides})
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", self._module, "--role", role],
+                [sys.executable, "-m", module or self._module, "--role", role],
                 env=values | dict(variables or {}),
                 stdout=output,
                 stderr=output,

@@ -72,7 +72,9 @@ class JobView:
         self.bar.show(_fraction(job), _facts(job), title=title, last=job.is_over)
 
     def _show_epochs(self, job: Job) -> None:
-        step = job.progress.step or 0
+        # While images are read, or read again for a training that goes on, they are counted.
+        trains = job.progress.unit == "epoch"
+        step = (job.progress.step or 0) if trains else 0
         if step <= self._epochs_shown and not job.is_over:
             return
         rows: dict[int, list[Metric]] = {}
@@ -81,7 +83,8 @@ class JobView:
         for number in sorted(rows):
             if number > self._epochs_shown:
                 self._epochs_shown = number
-                self.bar.line(epoch_line(number, job.progress.steps, rows[number]))
+                steps = job.progress.steps if trains else None
+                self.bar.line(epoch_line(number, steps, rows[number]))
 
 
 def epoch_line(number: int, epochs: int | None, metrics: list[Metric]) -> str:

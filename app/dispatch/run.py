@@ -20,19 +20,37 @@ from app.db.schema import SchemaError, require_schema
 from app.db.session import Database
 from app.dispatch.relay import relay_once
 from app.dispatch.sweep import sweep_once
+from app.dispatch.tidy import tidy_loop
 from app.errors import UnavailableError
 from app.log import configure_logging, get_logger
 from app.queues.celery import make_celery
 from app.settings import Settings, load_settings
+from app.storage.s3 import ObjectStore
 
 log = get_logger(__name__)
 
 #: Pause after the database or Redis did not answer.
 _PAUSE_SECONDS = 1.0
+_JOIN_SECONDS = 5.0
 
 
 def run_loop(settings: Settings, db: Database, celery: Celery, stopping: threading.Event) -> None:
-    """Relay and sweep until ``stopping`` is set; survives the loss of database and Redis."""
+    """Relay, sweep and tidy until ``stopping`` is set; survives the loss of every part."""
+    store = ObjectStore.from_settings(settings)
+    tidying = threading.Thread(
+        target=tidy_loop, args=(settings, db, store, stopping), name="tidy", daemon=True
+    )
+    tidying.start()
+    try:
+        _relay_and_sweep(settings, db, celery, stopping)
+    finally:
+        # Bounded: a store that hangs must not keep the process, and nothing is lost.
+        tidying.join(timeout=_JOIN_SECONDS)
+
+
+def _relay_and_sweep(
+    settings: Settings, db: Database, celery: Celery, stopping: threading.Event
+) -> None:
     relay_due = sweep_due = 0.0
     while not stopping.is_set():
         # Apart, because a cancelled job must end although no bell can be rung.

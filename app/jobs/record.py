@@ -97,6 +97,7 @@ def record_part(
     *,
     cursor: dict[str, Any],
     added: int = 0,
+    gained: bool = False,
     seal: bool = False,
     progress: dict[str, Any] | None = None,
     lease_seconds: float,
@@ -104,7 +105,8 @@ def record_part(
     """Record what a resumable chunk has done so far, and where it goes on after a loss.
 
     ``added`` items were found and join the job's total; ``seal`` says that no more will
-    come. Extends the lease. A chunk that gets on is no poison: its kills are forgotten.
+    come; ``gained`` that work without items got on and goes on from ``cursor`` after a loss.
+    Extends the lease. A chunk that gets on is no poison: its kills are forgotten.
 
     Raises:
         FencedError: the lease was lost; nothing is written.
@@ -113,8 +115,8 @@ def record_part(
         "cursor": cursor,
         "lease_until": func.now() + timedelta(seconds=lease_seconds),
     }
-    # Without items the work begins anew after a loss, so a step done proves nothing.
-    if rows or added:
+    # Where the cursor stands still the work begins there anew, so a step done proves nothing.
+    if rows or added or gained:
         values |= {"kills": 0, "faults": 0}
     held = session.execute(
         update(Chunk)

@@ -27,7 +27,8 @@ _COUNTS = """
            (SELECT count(*) FROM items) AS items
 """
 #: Key → digest of every object that a row needs. An archive is needed until its ingest job has
-#: ended, or has been cancelled; a shard without images was never stored.
+#: ended, or has been cancelled; a shard without images was never stored; a checkpoint is needed
+#: while its training is open.
 _NAMED = """
     SELECT object_key, sha256 FROM uploads u
      WHERE kind = 'weights' AND state IN ('stored', 'ready')
@@ -41,6 +42,10 @@ _NAMED = """
     UNION ALL
     SELECT weights_key, weights_sha256 FROM model_versions
      WHERE weights_key IS NOT NULL AND state IN ('ready', 'archived')
+    UNION ALL
+    SELECT kept ->> 'key', kept ->> 'sha256'
+      FROM chunks c, jsonb_array_elements(c.cursor -> 'checkpoints') AS kept
+     WHERE c.task = 'finetune' AND c.state IN ('pending', 'running')
 """
 
 

@@ -54,6 +54,18 @@ def artifact(tenant_id: str, job_id: str, name: str) -> str:
     return f"{job_prefix(tenant_id, job_id)}artifacts/{_segment(name)}"
 
 
+def checkpoint_prefix(tenant_id: str, job_id: str) -> str:
+    """Where the checkpoints of a training lie, whichever attempt wrote them."""
+    return f"{job_prefix(tenant_id, job_id)}checkpoints/"
+
+
+def checkpoint(tenant_id: str, job_id: str, attempt: int, steps: int) -> str:
+    """The checkpoint that one attempt wrote after so many steps; another overwrites none of it."""
+    if attempt < 0 or steps < 0:
+        raise ValueError(f"attempt {attempt} or step {steps} is negative")
+    return f"{checkpoint_prefix(tenant_id, job_id)}{attempt:06d}-{steps:012d}.safetensors"
+
+
 @dataclass(frozen=True, slots=True)
 class Location:
     """A bucket and a key or prefix in it, written ``s3://bucket/key``."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import random
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from PIL import Image, ImageDraw
 from sqlalchemy import select
 
 from app.datasets.freeze import freeze_dataset
@@ -26,10 +23,9 @@ from app.training.metrics import read_metrics
 from app.training.recipe import TrainingRecipe
 from tests.factories import add_upload, entry
 from tests.service import Service, running_service, wait_until
-from tests.unit.archives import make_zip
+from tests.shapes import SHAPES, freeze_shapes
 
 EPOCHS = 5
-SHAPES = {"disc": "red", "square": "lime", "stripe": "blue"}
 
 
 @pytest.fixture(scope="module")
@@ -42,45 +38,10 @@ def service(
         yield service
 
 
-def shape(name: str, draw: random.Random) -> bytes:
-    """A shape in its colour on black, somewhere in an image of 32×32 pixels."""
-    image = Image.new("RGB", (32, 32))
-    pen = ImageDraw.Draw(image)
-    x, y, size = draw.randint(2, 12), draw.randint(2, 12), draw.randint(10, 16)
-    box = (x, y, x + size, y + size)
-    if name == "disc":
-        pen.ellipse(box, fill=SHAPES[name])
-    elif name == "square":
-        pen.rectangle(box, fill=SHAPES[name])
-    else:
-        pen.line((x, 0, x, 31), fill=SHAPES[name], width=3)
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()
-
-
-def shapes() -> bytes:
-    """An archive of 120 images in a folder for each shape."""
-    draw = random.Random(0)
-    return make_zip(
-        {f"{name}/{number}.png": shape(name, draw) for name in SHAPES for number in range(40)}
-    )
-
-
 @pytest.fixture
 def dataset(service: Service, database: Database, tenant_id: str) -> str:
     """``shapes@1``, a quarter of it for testing."""
-    job = service.wait_for_end(tenant_id, service.ingest(tenant_id, shapes()).id)
-    assert job.state == JobState.SUCCEEDED, job.error
-    with database.tenant(tenant_id) as session:
-        freeze_dataset(
-            session,
-            tenant_id,
-            name="shapes",
-            upload_id=job.input["upload"],
-            fractions=(0.75, 0.0, 0.25),
-        )
-    return "shapes@1"
+    return freeze_shapes(service, database, tenant_id)
 
 
 def submit(db: Database, tenant_id: str, dataset: str, **recipe: Any) -> Job:

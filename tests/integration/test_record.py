@@ -215,7 +215,7 @@ def test_record_and_failure_at_the_same_moment_leave_counts_that_sum(
         assert job.total == 9
 
 
-def test_part_that_gets_on_forgets_its_kills_and_a_step_without_items_does_not(
+def test_part_that_gets_on_forgets_its_kills_and_one_that_stands_still_does_not(
     database: Database, tenant_id: str
 ) -> None:
     job_id, (chunk,) = make_job(database, tenant_id, 4)
@@ -231,6 +231,11 @@ def test_part_that_gets_on_forgets_its_kills_and_a_step_without_items_does_not(
         record_part(session, lease, rows_of(lease, 1), cursor={"members": 1}, lease_seconds=30)
     row = look_at_chunk(database, chunk)
     assert (row.kills, row.cursor) == (0, {"members": 1})
+    lose_worker(database, chunk)
+    lease = claim(database, tenant_id, chunk)
+    with database.tenant(tenant_id) as session:
+        record_part(session, lease, cursor={"epoch": 2}, gained=True, lease_seconds=30)
+    assert look_at_chunk(database, chunk).kills == 0
 
 
 def test_columns_without_a_value_are_null_and_not_the_word_null_of_json(

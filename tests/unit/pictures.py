@@ -1,4 +1,4 @@
-"""Small image files, stores and networks that the tests of the worker's torch half share."""
+"""Small image files, image sets, stores and networks that the tests of the torch half share."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from worker.pipeline.values import ByteStream, ItemRef
 from worker.recognisers.cnn import SmallCnn
 from worker.recognisers.load import Recogniser
 from worker.recognisers.registry import default_preprocess
+from worker.training.data import ImageSet
 
 #: Keeps an image of this size as it is, so that tests see the decoded pixels themselves.
 AS_IS = PreprocessSpec(16, 16, "stretch", "nearest")
@@ -35,6 +36,16 @@ def encode(image: Image.Image, name: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, name, **options)
     return file.getvalue()
+
+
+def stripes(count: int, seed: int = 0) -> ImageSet:
+    """Images of three classes: a bright stripe on top, in the middle, or at the bottom."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 120, (count, 32, 32, 3), generator=generator, dtype=torch.uint8)
+    targets = torch.arange(count) % 3
+    for row, target in zip(pixels, targets.tolist(), strict=True):
+        row[4 + 10 * target : 8 + 10 * target] += 100
+    return ImageSet(pixels, targets, [])
 
 
 class DictStore:

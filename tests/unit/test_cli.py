@@ -137,8 +137,8 @@ def test_watch_sums_up_what_failed_by_code(service, run):
 
 
 def test_watch_of_a_finetune_prints_every_epoch_once(service, run):
-    def training(state, step):
-        progress = {"fraction": step / 3, "step": step, "steps": 3, "unit": "epoch"}
+    def training(state, step, steps=3, unit="epoch"):
+        progress = {"fraction": step / steps, "step": step, "steps": steps, "unit": unit}
         none = {"total": 0, "done": 0, "succeeded": 0}
         return job(state, kind="finetune", progress=progress, counts=none, images_per_second=None)
 
@@ -153,7 +153,10 @@ def test_watch_of_a_finetune_prints_every_epoch_once(service, run):
 
     service.on(
         "GET /v1/jobs/job_1",
+        answer(training("running", 40, 120, "image"), ETag='"0"'),
         answer(training("running", 1), ETag='"1"'),
+        # Another worker goes on, and reads the images first.
+        answer(training("running", 40, 120, "image"), ETag='"1b"'),
         answer(training("running", 2), ETag='"2"'),
         answer(training("succeeded", 3), ETag='"3"'),
     )

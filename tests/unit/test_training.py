@@ -18,10 +18,12 @@ from tests.unit.pictures import (
     encode,
     picture,
     small_spec,
+    stripes,
     whole_items,
 )
 from worker.pipeline.decode import DecodePool
 from worker.recognisers.preprocess import Normalise
+from worker.training.checkpoint import TrainingState
 from worker.training.data import ImageSet, TrainingStoppedError, load_images
 from worker.training.fit import EpochReport, evaluate, fit
 from worker.training.seed import seeded
@@ -42,26 +44,21 @@ def decoder() -> Iterator[DecodePool]:
         yield pool
 
 
-def stripes(count: int, seed: int = 0) -> ImageSet:
-    """Images of three classes: a bright stripe on top, in the middle, or at the bottom."""
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 120, (count, 32, 32, 3), generator=generator, dtype=torch.uint8)
-    targets = torch.arange(count) % 3
-    for row, target in zip(pixels, targets.tolist(), strict=True):
-        row[4 + 10 * target : 8 + 10 * target] += 100
-    return ImageSet(pixels, targets, [])
-
-
 def teach(recipe: TrainingRecipe, stop_after: int | None = None) -> list[EpochReport]:
     reports: list[EpochReport] = []
+
+    def before_batch(_state: TrainingState) -> None:
+        if stop_after is not None and len(reports) >= stop_after:
+            raise TrainingStoppedError("the test has seen enough")
+
     fit(
         small_spec(),
         recipe,
         stripes(96),
         stripes(48, seed=1),
         device="cpu",
-        on_epoch=reports.append,
-        should_stop=lambda: stop_after is not None and len(reports) >= stop_after,
+        on_epoch=lambda report, _state: reports.append(report),
+        before_batch=before_batch,
     )
     return reports
 
@@ -83,8 +80,7 @@ def test_same_seed_gives_the_same_network_to_the_bit() -> None:
             stripes(48),
             stripes(12),
             device="cpu",
-            on_epoch=lambda report: None,
-            should_stop=lambda: False,
+            on_epoch=lambda _report, _state: None,
         )
         assert not module.training
         return module.state_dict()
@@ -131,8 +127,7 @@ def test_empty_split_is_refused() -> None:
             stripes(3),
             empty,
             device="cpu",
-            on_epoch=lambda report: None,
-            should_stop=lambda: False,
+            on_epoch=lambda _report, _state: None,
         )
 
 
@@ -153,6 +148,7 @@ def test_failed_images_are_left_out_with_their_targets(decoder: DecodePool) -> N
     store.objects["k1"] = b"junk"
     items = whole_items(store)
     del store.objects["k4"]
+    heard: list[int] = []
     images = load_images(
         items,
         [10, 11, 12, 13, 14, 15],
@@ -160,7 +156,9 @@ def test_failed_images_are_left_out_with_their_targets(decoder: DecodePool) -> N
         decoder=decoder,
         preprocess=AS_IS,
         should_stop=lambda: False,
+        on_progress=heard.append,
     )
+    assert heard == [1, 2, 3, 4, 5, 6]
     assert images.targets.tolist() == [10, 12, 13, 15]
     assert images.pixels.shape == (4, 16, 16, 3)
     assert images.pixels[3].numpy().tobytes() == picture(5).tobytes()

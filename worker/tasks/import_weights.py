@@ -16,7 +16,7 @@ from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
 from worker.recognisers.registry import default_preprocess, imagenet_classes
 from worker.recognisers.weights import check_weights, save_weights
-from worker.tasks.versions import fetch_upload, register_version, store_weights
+from worker.tasks.versions import fetch_object, register_version, store_weights
 
 _TORCHVISION = "torchvision:"
 
@@ -92,4 +92,4 @@ def _bring(process: WorkerProcess, lease: Lease, path: Path) -> None:
         )
     if key is None:
         raise InvalidInputError(f"the upload {weights} is gone", code="upload_not_found")
-    fetch_upload(process, key, path)
+    fetch_object(process, key, path)

@@ -96,15 +96,15 @@ def fetch_file(store: ObjectStore, bucket: str, key: str, *, sha256: str, folder
 
 
 @dataclass(frozen=True, slots=True)
-class StoredWeights:
-    """Where a weights file lies now, and what it is."""
+class StoredFile:
+    """Where a file lies now, and what it is."""
 
     key: str
     sha256: str
     size_bytes: int
 
 
-def store_weights(process: WorkerProcess, lease: Lease, path: Path) -> StoredWeights:
+def store_weights(process: WorkerProcess, lease: Lease, path: Path) -> StoredFile:
     """Put a weights file in its place in the object store.
 
     The attempt is part of the key: a worker that lost its lease and does not know it yet
@@ -114,24 +114,26 @@ def store_weights(process: WorkerProcess, lease: Lease, path: Path) -> StoredWei
         StorageError: it could not be written; trying again may help.
     """
     name = f"{lease.model_version_id}.{lease.attempt}"
-    key = keys.weights(lease.tenant_id, name)
-    digest = hashlib.sha256()
-    bucket = process.settings.bucket
-    with (
-        path.open("rb") as file,
-        process.store.writer(bucket, key, "application/octet-stream") as writer,
-    ):
+    return store_file(process, keys.weights(lease.tenant_id, name), path)
+
+
+def store_file(process: WorkerProcess, key: str, path: Path) -> StoredFile:
+    """Put a file in the object store, whole or not at all.
+
+    Raises:
+        StorageError: it could not be written; trying again may help.
+    """
+    with path.open("rb") as file, process.store.writer(process.settings.bucket, key) as writer:
         while data := file.read(_COPY_BYTES):
-            digest.update(data)
             writer.write(data)
-    return StoredWeights(key, digest.hexdigest(), path.stat().st_size)
+    return StoredFile(key, writer.sha256, writer.size)
 
 
 def register_version(
     process: WorkerProcess,
     lease: Lease,
     spec: ModelSpec,
-    stored: StoredWeights,
+    stored: StoredFile,
     *,
     parameter_count: int,
     result: Mapping[str, Any],
@@ -164,8 +166,8 @@ def register_version(
     log.info("version_registered", version=version_id)
 
 
-def fetch_upload(process: WorkerProcess, key: str, path: Path) -> None:
-    """Copy an uploaded object to a local file.
+def fetch_object(process: WorkerProcess, key: str, path: Path) -> None:
+    """Copy an object to a local file.
 
     Raises:
         ObjectMissingError: it is not there.

@@ -48,11 +48,13 @@ def load_images(
     decoder: DecodePool,
     preprocess: PreprocessSpec,
     should_stop: Callable[[], bool],
+    on_progress: Callable[[int], None] = lambda _: None,
     max_set_bytes: int = MAX_IMAGE_SET_BYTES,
 ) -> ImageSet:
     """Fetch and decode a whole split, in the order of ``items``.
 
-    ``should_stop`` is asked before each image is kept.
+    ``should_stop`` is asked before each image is kept; ``on_progress`` hears how many images
+    are over, failed ones too.
 
     Raises:
         TrainingStoppedError: ``should_stop`` said so.
@@ -71,14 +73,15 @@ def load_images(
     kept: list[int] = []
     failed: list[ItemResult] = []
     with DecodedStream(items, store=store, decoder=decoder, preprocess=preprocess) as stream:
-        for target, entry in zip(targets, stream, strict=True):
+        for over, (target, entry) in enumerate(zip(targets, stream, strict=True), 1):
             if should_stop():
                 raise TrainingStoppedError("training was told to stop")
             if entry.pixels is None:
                 failed.append(ItemResult(entry.item.ordinal, error=entry.error))
-                continue
-            pixels[len(kept)] = entry.pixels
-            kept.append(target)
+            else:
+                pixels[len(kept)] = entry.pixels
+                kept.append(target)
+            on_progress(over)
     return ImageSet(
         torch.from_numpy(pixels[: len(kept)]), torch.tensor(kept, dtype=torch.int64), failed
     )

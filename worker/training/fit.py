@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.optim.optimizer import Optimizer
 
 from app.errors import InvalidInputError
 from app.models.spec import ModelSpec
 from app.training.recipe import TrainingRecipe
 from worker.recognisers.preprocess import Normalise
 from worker.recognisers.registry import build_module
-from worker.training.data import ImageSet, TrainingStoppedError
+from worker.training.checkpoint import TrainingState, begin_state
+from worker.training.data import ImageSet
 from worker.training.seed import seeded
 
 _EVALUATION_BATCH = 256
@@ -50,6 +49,10 @@ class Evaluation:
     predicted: Tensor
 
 
+def _nothing(_state: TrainingState) -> None:
+    """Neither watch nor stop."""
+
+
 def fit(
     spec: ModelSpec,
     recipe: TrainingRecipe,
@@ -57,17 +60,20 @@ def fit(
     test: ImageSet,
     *,
     device: str,
-    on_epoch: Callable[[EpochReport], None],
-    should_stop: Callable[[], bool],
+    on_epoch: Callable[[EpochReport, TrainingState], None],
+    on_begin: Callable[[TrainingState], None] = _nothing,
+    before_batch: Callable[[TrainingState], None] = _nothing,
 ) -> nn.Module:
     """Train the network of ``spec`` from scratch; it comes back in evaluation mode.
 
-    ``on_epoch`` hears of each epoch as it ends, counted from 1; ``should_stop`` is asked
-    before each ImageBatch. On a CPU the same seed gives the same network.
+    ``on_begin`` gets the state before the first step and may restore a checkpoint into it.
+    ``before_batch`` is called before each ImageBatch, ``on_epoch`` as an epoch ends; both may
+    save the state, and end the training by raising. On a CPU the same seed gives the same
+    network, however often it was interrupted.
 
     Raises:
-        TrainingStoppedError: ``should_stop`` said so.
         InvalidInputError: there is nothing to train or test on, or the loss is not finite.
+        Exception: whatever one of the callbacks raises.
     """
     _require_images(spec, train, test)
     with seeded(recipe.seed, device) as order:
@@ -79,58 +85,58 @@ def fit(
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
         )
-        schedule = _schedule(optimizer, recipe, len(train))
-        for epoch in range(1, recipe.epochs + 1):
-            started_at = time.perf_counter()
-            learning_rate = float(schedule.get_last_lr()[0])
+        state = begin_state(
+            spec,
+            recipe,
+            train,
+            module=module,
+            optimizer=optimizer,
+            order=order,
+            device=device,
+        )
+        on_begin(state)
+        schedule = _schedule(state, recipe)
+        while state.epoch < recipe.epochs:
+            learning_rate = recipe.learning_rate * _factor(recipe, state, state.steps - state.batch)
             train_loss, train_accuracy = train_one_epoch(
-                module,
-                normalise,
-                train,
-                optimizer,
-                schedule,
-                recipe=recipe,
-                order=order,
-                device=device,
-                should_stop=should_stop,
+                state, normalise, train, schedule, recipe=recipe, before_batch=before_batch
             )
             tested = evaluate(module, normalise, test, device=device)
-            seconds = time.perf_counter() - started_at
+            seconds = state.seconds
+            state.epoch += 1
+            state.begin_epoch()
             on_epoch(
                 EpochReport(
-                    epoch,
+                    state.epoch,
                     train_loss,
                     train_accuracy,
                     tested.loss,
                     tested.accuracy,
                     learning_rate,
                     seconds,
-                )
+                ),
+                state,
             )
     return module.eval()
 
 
 def train_one_epoch(
-    module: nn.Module,
+    state: TrainingState,
     normalise: nn.Module,
     images: ImageSet,
-    optimizer: Optimizer,
     schedule: LRScheduler,
     *,
     recipe: TrainingRecipe,
-    order: torch.Generator,
-    device: str,
-    should_stop: Callable[[], bool],
+    before_batch: Callable[[TrainingState], None],
 ) -> tuple[float, float]:
-    """Show every image once, in an order drawn from ``order``; mean loss and accuracy."""
+    """Show the images that the epoch has not shown yet, each once; its mean loss and accuracy."""
+    module, optimizer, device = state.module, state.optimizer, state.device
     module.train()
-    total_loss = torch.zeros((), device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    for indices in torch.split(
-        torch.randperm(len(images), generator=order), recipe.train_batch_size
-    ):
-        if should_stop():
-            raise TrainingStoppedError("training was told to stop")
+    # From the state that a checkpoint holds, so that a resumed epoch has the same order.
+    state.order.set_state(state.drawn_from)
+    order = torch.randperm(len(images), generator=state.order)
+    for indices in torch.split(order, recipe.train_batch_size)[state.batch :]:
+        before_batch(state)
         targets = images.targets[indices].to(device)
         logits = module(normalise(images.pixels[indices].to(device)))
         loss = cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
@@ -139,15 +145,16 @@ def train_one_epoch(
         optimizer.step()
         schedule.step()
         # Summed on the device: reading a number each step would make it wait.
-        total_loss += loss.detach() * len(indices)
-        correct += (logits.detach().argmax(dim=1) == targets).sum()
-    mean_loss = float(total_loss) / len(images)
+        state.loss_sum += loss.detach() * len(indices)
+        state.correct += (logits.detach().argmax(dim=1) == targets).sum()
+        state.batch += 1
+    mean_loss = float(state.loss_sum) / len(images)
     if not math.isfinite(mean_loss):
         raise InvalidInputError(
             "the training loss is not a finite number; try a smaller learning_rate",
             code="training_diverged",
         )
-    return mean_loss, int(correct) / len(images)
+    return mean_loss, int(state.correct) / len(images)
 
 
 @torch.inference_mode()
@@ -171,12 +178,22 @@ def evaluate(
     return Evaluation(float(total_loss) / len(images), correct / len(images), answers)
 
 
-def _schedule(optimizer: Optimizer, recipe: TrainingRecipe, images: int) -> LRScheduler:
-    """The learning rate after each step: constant, or half a cosine down to nothing."""
-    steps = recipe.epochs * math.ceil(images / recipe.train_batch_size)
+def _schedule(state: TrainingState, recipe: TrainingRecipe) -> LRScheduler:
+    """The learning rate after each step; it depends on the number of steps alone."""
+    for group in state.optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return LambdaLR(
+        state.optimizer,
+        lambda step: _factor(recipe, state, step),
+        last_epoch=state.steps - 1,
+    )
+
+
+def _factor(recipe: TrainingRecipe, state: TrainingState, step: int) -> float:
+    """Constant, or half a cosine down to nothing."""
     if recipe.schedule == "constant":
-        return LambdaLR(optimizer, lambda _: 1.0)
-    return LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+        return 1.0
+    return (1 + math.cos(math.pi * step / (state.epochs * state.batches_per_epoch))) / 2
 
 
 def _require_images(spec: ModelSpec, train: ImageSet, test: ImageSet) -> None:

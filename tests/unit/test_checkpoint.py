@@ -1,0 +1,270 @@
+"""A training that was interrupted anywhere goes on to the same bits, or refuses what is foreign."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from app.errors import InvalidInputError
+from app.training.recipe import TrainingRecipe
+from tests.unit.pictures import small_spec, stripes
+from worker.recognisers.registry import build_module
+from worker.training import fit as fit_module
+from worker.training.checkpoint import (
+    CheckpointRefusedError,
+    TrainingState,
+    restore_checkpoint,
+    save_checkpoint,
+)
+from worker.training.data import TrainingStoppedError
+from worker.training.fit import EpochReport, fit
+
+#: 48 images in batches of 10: five steps in an epoch, the last one smaller.
+RECIPE = TrainingRecipe(epochs=3, train_batch_size=10, seed=7)
+STEPS = 15
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Run:
+    """One training from its beginning or a checkpoint, to its end or to a step."""
+
+    def __init__(self, recipe: TrainingRecipe, start: Path | None = None) -> None:
+        self.recipe = recipe
+        self.start = start
+        self.reports: list[EpochReport] = []
+        self.steps: list[int] = []
+
+    def to_the_end(self) -> dict[str, Tensor]:
+        return self._fit(lambda _: None)
+
+    def to_step(self, steps: int, path: Path) -> None:
+        """Write a checkpoint after so many steps, then stop."""
+
+        def stop(state: TrainingState) -> None:
+            if state.steps == steps:
+                save_checkpoint(state, path)
+                raise TrainingStoppedError("the test has seen enough")
+
+        with pytest.raises(TrainingStoppedError):
+            self._fit(stop)
+
+    def _fit(self, look: Callable[[TrainingState], None]) -> dict[str, Tensor]:
+        def begin(state: TrainingState) -> None:
+            if self.start is not None:
+                restore_checkpoint(state, self.start)
+
+        def before_batch(state: TrainingState) -> None:
+            look(state)
+            self.steps.append(state.steps)
+
+        def epoch_over(report: EpochReport, state: TrainingState) -> None:
+            self.reports.append(report)
+            look(state)
+
+        module = fit(
+            small_spec(),
+            self.recipe,
+            stripes(48),
+            stripes(12, seed=1),
+            device="cpu",
+            on_begin=begin,
+            on_epoch=epoch_over,
+            before_batch=before_batch,
+        )
+        return module.state_dict()
+
+
+def numbers(reports: list[EpochReport]) -> list[EpochReport]:
+    return [replace(report, seconds=0.0) for report in reports]
+
+
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 7, 10, 14, 15])
+@pytest.mark.parametrize(
+    "recipe",
+    [RECIPE, replace(RECIPE, momentum=0.0, schedule="constant")],
+    ids=["momentum", "plain"],
+)
+def test_resumed_training_ends_with_the_bits_of_an_undisturbed_one(
+    tmp_path: Path, recipe: TrainingRecipe, steps: int
+) -> None:
+    undisturbed, path = Run(recipe), tmp_path / "checkpoint"
+    expected = undisturbed.to_the_end()
+    first = Run(recipe)
+    first.to_step(steps, path)
+    second = Run(recipe, path)
+    assert_same(second.to_the_end(), expected)
+    assert first.steps + second.steps == list(range(STEPS))
+    assert numbers(first.reports + second.reports) == numbers(undisturbed.reports)
+
+
+def test_training_may_be_interrupted_again_and_again(tmp_path: Path) -> None:
+    expected = Run(RECIPE).to_the_end()
+    start = None
+    for steps in range(1, STEPS, 2):
+        path = tmp_path / str(steps)
+        Run(RECIPE, start).to_step(steps, path)
+        start = path
+    assert_same(Run(RECIPE, start).to_the_end(), expected)
+
+
+def test_network_that_draws_while_it_learns_draws_the_same_after_a_resumption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        fit_module, "build_module", lambda spec: nn.Sequential(nn.Dropout(0.5), build_module(spec))
+    )
+    expected = Run(RECIPE).to_the_end()
+    assert not torch.equal(expected["1.classifier.1.bias"], torch.zeros(120))
+    Run(RECIPE).to_step(8, tmp_path / "checkpoint")
+    assert_same(Run(RECIPE, tmp_path / "checkpoint").to_the_end(), expected)
+
+
+def test_seconds_of_an_interrupted_epoch_count_on(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    Run(RECIPE).to_step(7, path)
+    rewrite(path, lambda header, _: header.update(seconds=1000.0))
+    run = Run(RECIPE, path)
+    run.to_the_end()
+    assert [report.seconds > 1000 for report in run.reports] == [True, False]
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> None:
+    """Change a checkpoint's header and tensors in place."""
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["checkpoint"])
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    change(header, tensors)
+    save_file(tensors, path, metadata={"checkpoint": json.dumps(header)})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A checkpoint in the middle of the second epoch."""
+    path = tmp_path_factory.mktemp("checkpoint") / "whole"
+    Run(RECIPE).to_step(7, path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header, _: header.update(format=2),
+        lambda header, _: header.update(run="0" * 64),
+        lambda header, _: header.update(epoch=4),
+        lambda header, _: header.update(epoch=3, batch=1),
+        lambda header, _: header.update(epoch=-1),
+        lambda header, _: header.update(epoch=True),
+        lambda header, _: header.update(batch=5),
+        lambda header, _: header.update(batch="2"),
+        lambda header, _: header.update(seconds=-1),
+        lambda header, _: header.update(seconds=None),
+        lambda header, _: header.clear(),
+        lambda _, tensors: tensors.pop("momentum.classifier.1.bias"),
+        lambda _, tensors: tensors.pop("random.order"),
+        lambda _, tensors: tensors.update(more=torch.zeros(1)),
+        lambda _, tensors: tensors.update({"module.classifier.1.bias": torch.zeros(121)}),
+        lambda _, tensors: tensors.update({"module.classifier.1.bias": torch.zeros(120).double()}),
+        lambda _, tensors: tensors["random.order"].fill_(255),
+        lambda _, tensors: tensors["random.cpu"].fill_(255),
+    ],
+)
+def test_checkpoint_that_does_not_fit_is_refused_and_changes_nothing(
+    tmp_path: Path, whole: bytes, change: Callable[[dict[str, Any], dict[str, Tensor]], None]
+) -> None:
+    path = tmp_path / "checkpoint"
+    path.write_bytes(whole)
+    rewrite(path, change)
+    assert_refused(path)
+
+
+@pytest.mark.parametrize("cut", [0, 7, 100, -1])
+def test_checkpoint_that_is_cut_off_is_refused(tmp_path: Path, whole: bytes, cut: int) -> None:
+    path = tmp_path / "checkpoint"
+    path.write_bytes(whole[:cut])
+    assert_refused(path)
+
+
+def test_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    save_file({"a": torch.zeros(1)}, path)
+    assert_refused(path)
+
+
+def assert_refused(path: Path) -> None:
+    """The checkpoint is refused, and the training that tried it is as if it had not."""
+
+    def begin(state: TrainingState) -> None:
+        with pytest.raises(CheckpointRefusedError):
+            restore_checkpoint(state, path)
+
+    expected = Run(RECIPE).to_the_end()
+    module = fit(
+        small_spec(),
+        RECIPE,
+        stripes(48),
+        stripes(12, seed=1),
+        device="cpu",
+        on_begin=begin,
+        on_epoch=lambda _report, _state: None,
+    )
+    assert_same(module.state_dict(), expected)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "images"),
+    [
+        (replace(RECIPE, seed=8), 48),
+        (replace(RECIPE, epochs=4), 48),
+        (RECIPE, 51),
+    ],
+    ids=["seed", "epochs", "images"],
+)
+def test_checkpoint_of_another_run_is_refused(
+    tmp_path: Path, whole: bytes, recipe: TrainingRecipe, images: int
+) -> None:
+    path = tmp_path / "checkpoint"
+    path.write_bytes(whole)
+
+    def begin(state: TrainingState) -> None:
+        restore_checkpoint(state, path)
+
+    with pytest.raises(CheckpointRefusedError, match="another run"):
+        fit(
+            small_spec(),
+            recipe,
+            stripes(images),
+            stripes(12),
+            device="cpu",
+            on_begin=begin,
+            on_epoch=lambda _report, _state: None,
+        )
+
+
+def test_training_that_diverged_says_so_after_a_resumption_too(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, learning_rate=100.0)
+    path = tmp_path / "checkpoint"
+    Run(recipe).to_step(4, path)
+    with pytest.raises(InvalidInputError) as caught:
+        Run(recipe, path).to_the_end()
+    assert caught.value.code == "training_diverged"
