@@ -17,8 +17,13 @@ from PIL import Image
 from sqlalchemy import func, select
 
 from app.db.session import Database
+from app.exports.run import write_export
+from app.ids import JOB, new_id
+from app.jobs.pause import pause_job, resume_job
+from app.jobs.progress import get_job
 from app.jobs.results import page_results
-from app.jobs.states import ChunkState, ItemState, JobState
+from app.jobs.retry import submit_retry
+from app.jobs.states import ChunkState, ChunkTask, ItemState, JobState
 from app.jobs.submit import submit_predict
 from app.jobs.tables import Chunk, Item, Job
 from app.models.promote import move_alias
@@ -243,3 +248,81 @@ def test_stopping_worker_exits_cleanly_and_its_leases_count_as_no_kill(
     with database.tenant(tenant_id) as session:
         kills = session.scalar(select(func.sum(Chunk.kills)).where(Chunk.job_id == job.id))
     assert kills == 0
+
+
+def test_running_job_that_is_paused_lets_go_and_after_its_resume_has_every_item_once(
+    service: Service, database: Database, tenant_id: str, model: str, pictures: str
+) -> None:
+    job = submit(database, tenant_id, {"prefix": pictures, "include": ["*.png"]})
+    wait_until(lambda: running_chunks(database, tenant_id, job.id) > 0, "a worker is at it")
+    with database.tenant(tenant_id) as session:
+        assert pause_job(session, tenant_id, job.id).state == JobState.PAUSED
+    wait_until(lambda: running_chunks(database, tenant_id, job.id) == 0, "workers have let go")
+    with database.tenant(tenant_id) as session:
+        held = get_job(session, tenant_id, job.id)
+    assert held.state == JobState.PAUSED
+    assert held.succeeded < PICTURES
+    assert len(results(database, tenant_id, held)) == held.succeeded
+    with database.tenant(tenant_id) as session:
+        assert resume_job(session, tenant_id, job.id).state == JobState.RUNNING
+    ended = service.wait_for_end(tenant_id, job.id)
+    assert_all_recognised_once(database, tenant_id, ended, PICTURES)
+    with database.tenant(tenant_id) as session:
+        kills = session.scalar(select(func.sum(Chunk.kills)).where(Chunk.job_id == job.id))
+    assert kills == 0
+
+
+def running_chunks(db: Database, tenant_id: str, job_id: str) -> int:
+    with db.tenant(tenant_id) as session:
+        return len(
+            session.scalars(
+                select(Chunk.id).where(
+                    Chunk.job_id == job_id,
+                    Chunk.task == ChunkTask.PREDICT,
+                    Chunk.state == ChunkState.RUNNING,
+                )
+            ).all()
+        )
+
+
+def test_images_that_were_missing_are_recognised_by_a_retry_once_they_are_there(
+    service: Service, database: Database, objects: ObjectStore, tenant_id: str, model: str
+) -> None:
+    objects.ensure_bucket(PHOTOS)
+    late = {3, 7}
+    keys = [f"{tenant_id}/{number}.png" for number in range(12)]
+    for number, key in enumerate(keys):
+        if number not in late:
+            objects.put(PHOTOS, key, picture(number), "image/png")
+    items = [{"key": f"s3://{PHOTOS}/{key}", "custom_id": key} for key in keys]
+    job = service.wait_for_end(tenant_id, submit(database, tenant_id, {"items": items}).id)
+    assert (job.state, job.failed) == (JobState.PARTIALLY_SUCCEEDED, 2)
+
+    def retry(job_id: str) -> Job:
+        with database.tenant(tenant_id) as session:
+            new = submit_retry(session, tenant_id, job_id)
+        return service.wait_for_end(tenant_id, new.id)
+
+    objects.put(PHOTOS, keys[3], picture(3), "image/png")
+    second = retry(job.id)
+    assert (second.state, second.succeeded, second.failed) == (JobState.PARTIALLY_SUCCEEDED, 1, 1)
+    objects.put(PHOTOS, keys[7], picture(7), "image/png")
+    third = retry(second.id)
+    assert third.state == JobState.SUCCEEDED
+    assert [row.custom_id for row in results(database, tenant_id, third)] == [keys[7]]
+    exported = write_export(
+        database,
+        objects,
+        "darkroom",
+        tenant_id=tenant_id,
+        job_id=job.id,
+        export_job_id=new_id(JOB),
+        attempt=1,
+        format="jsonl",
+        include_retries=True,
+    )
+    lines = objects.read("darkroom", exported.object_key).splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [(row["ordinal"], row["custom_id"], row["state"]) for row in rows] == [
+        (number, key, "succeeded") for number, key in enumerate(keys)
+    ]

@@ -19,7 +19,7 @@ from app.exports.run import ExportedFile, write_export
 from app.ids import JOB, new_id
 from app.jobs import retried
 from app.jobs.cancel import cancel_job
-from app.jobs.record import ItemRow, record_chunk, record_prefix
+from app.jobs.record import ItemRow, record_chunk, record_prefix, record_stopped
 from app.jobs.retry import submit_retry
 from app.jobs.states import ItemState, JobState
 from app.jobs.submit import submit_export
@@ -211,6 +211,21 @@ def test_open_job_has_no_retries_and_is_exported_as_it_stands(world: World) -> N
     job_id = world.first(4)
     world.answer(job_id, {"c0": "cat"})
     assert [row[0] for row in world.rows(job_id)] == [0]
+
+
+def test_what_is_there_can_be_exported_while_a_worker_has_yet_to_let_go(world: World) -> None:
+    job_id = world.first(9)
+    world.answer(job_id, ok(3))
+    held = claim(world.db, world.tenant_id, predict_chunks(world.db, job_id)[1])
+    with world.db.tenant(world.tenant_id) as session:
+        cancel_job(session, world.tenant_id, job_id)
+    end_stopped_jobs(world.db)
+    assert look_at_job(world.db, world.tenant_id, job_id).state == JobState.CANCELLING
+    assert [row[0] for row in world.rows(job_id)] == [0, 1, 2]
+    with world.db.tenant(world.tenant_id) as session:
+        record_stopped(session, held, [_row(3, "c3", "dog")])
+    assert look_at_job(world.db, world.tenant_id, job_id).state == JobState.CANCELLED
+    assert [row[0] for row in world.rows(job_id)] == [0, 1, 2, 3]
 
 
 def test_retry_whose_rows_are_not_those_that_it_counts_is_found(world: World) -> None:

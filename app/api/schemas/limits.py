@@ -26,7 +26,11 @@ class MaxFailed(Request):
 
     items: int | None = Field(None, ge=0, le=2**63 - 1, description="So many images may fail.")
     fraction: float | None = Field(
-        None, ge=0, le=1, description="Such a part of all images of the job may fail."
+        None,
+        ge=0,
+        le=1,
+        description="Such a part of all images of the job may fail; the whole input is read "
+        "before the first of them is recognised.",
     )
 
 
