@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 
 import structlog
@@ -32,6 +31,7 @@ from app.api.auth import check_key
 from app.api.document import build_document
 from app.api.parts import Parts
 from app.api.problems import raise_invalid, register_problems
+from app.api.release import release
 from app.api.requests import JSON_MAX_BYTES, StrictRequest
 from app.api.resource import Operation
 from app.api.schemas.base import Problem
@@ -84,7 +84,7 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
         __name__,
         info=Info(
             title="Darkroom",
-            version=_version(),
+            version=release(),
             summary="Hand over a batch of images, walk away, get labelled results.",
         ),
         doc_ui=False,
@@ -186,10 +186,3 @@ def _end_waits_at_stop(slots: WaitSlots) -> None:
         drain(number, frame)
 
     signal.signal(signal.SIGTERM, stop)
-
-
-def _version() -> str:
-    try:
-        return version("darkroom")
-    except PackageNotFoundError:
-        return "0"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 
 from flask import Response, request
 from sqlalchemy.orm import Session
 
 from app.api.idempotency import once
 from app.api.parts import parts, principal
+from app.api.release import release
 from app.api.replies import Reply, as_json, json_response, page_fields, send
 from app.api.resource import Resource
 from app.api.schemas.job_answers import JobAnswer, JobPage
@@ -25,7 +27,7 @@ from app.api.schemas.jobs import (
 )
 from app.api.schemas.limits import limits_of
 from app.api.views import retry_after_seconds, show_job, show_jobs
-from app.jobs.progress import get_job as find_job
+from app.jobs.progress import JobMark, get_job_and_version, get_mark
 from app.jobs.progress import list_jobs as page_jobs
 from app.jobs.states import TERMINAL_JOB_STATES, JobKind, JobState
 from app.jobs.submit import submit_export, submit_finetune, submit_import, submit_predict
@@ -151,11 +153,15 @@ def get_job(path: JobPath, query: WaitQuery) -> Response:
     def look() -> _Look:
         # A transaction of its own each time: nobody holds a connection while waiting.
         with here.db.tenant(tenant_id) as session:
-            job = find_job(session, tenant_id, path.job_id)
-            return _Look(show_job(session, job), job)
+            if known:
+                mark = get_mark(session, tenant_id, path.job_id)
+                if known.contains_weak(_etag(path.job_id, mark.version)):
+                    return _Look(mark, _etag(path.job_id, mark.version))
+            job, version = get_job_and_version(session, tenant_id, path.job_id)
+            return _Look(job, _etag(job.id, version), show_job(session, job))
 
     def is_news(seen: _Look) -> bool:
-        return seen.is_over or (bool(known) and not known.contains_weak(seen.etag))
+        return seen.is_over or (bool(known) and seen.text is not None)
 
     seen = look()
     full = False
@@ -171,27 +177,45 @@ def get_job(path: JobPath, query: WaitQuery) -> Response:
             if taken:
                 seconds = min(query.wait, here.settings.wait_max_seconds)
                 here.slots.wait_until(look_again, seconds)
-    response = seen.response(unchanged=known.contains_weak(seen.etag))
+    response = seen.response()
     if full:
         response.headers["Retry-After"] = str(max(2, retry_after_seconds(seen.job) or 2))
     return response
 
 
 class _Look:
-    """A job at one moment, as the bytes that would be sent."""
+    """A job at one moment; its text is None where the client has it already."""
 
-    def __init__(self, answer: JobAnswer, job: Job) -> None:
+    def __init__(self, job: Job | JobMark, etag: str, answer: JobAnswer | None = None) -> None:
         self.job = job
         self.is_over = job.state in TERMINAL_JOB_STATES
+        self.etag = etag
         # Sorted, so that the same row gives the same bytes and the ETag may be a strong one.
-        self.text = json.dumps(as_json(answer), sort_keys=True, ensure_ascii=False)
-        self.etag = hashlib.sha256(self.text.encode()).hexdigest()[:32]
+        self.text = (
+            json.dumps(as_json(answer), sort_keys=True, ensure_ascii=False) if answer else None
+        )
 
-    def response(self, *, unchanged: bool) -> Response:
-        response = Response(status=304) if unchanged else json_response(self.text)
+    def response(self) -> Response:
+        response = Response(status=304) if self.text is None else json_response(self.text)
         response.set_etag(self.etag)
         response.headers["Cache-Control"] = "private, no-cache"
         seconds = retry_after_seconds(self.job)
         if seconds is not None:
             response.headers["Retry-After"] = str(seconds)
         return response
+
+
+def _etag(job_id: str, version: str) -> str:
+    """Of what an answer is made of, so that "nothing new" is told without making one.
+
+    All that an answer shows is in the job's row, or a name that never changes.
+    """
+    source = f"{_manner()} {job_id} {version}"
+    return hashlib.sha256(source.encode()).hexdigest()[:32]
+
+
+@cache
+def _manner() -> str:
+    """How this release shows a job; another release may show the same row in another way."""
+    schema = json.dumps(JobAnswer.model_json_schema(mode="serialization"), sort_keys=True)
+    return f"{release()} {hashlib.sha256(schema.encode()).hexdigest()}"

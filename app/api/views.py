@@ -19,7 +19,7 @@ from app.api.schemas.limits import MaxFailedAnswer
 from app.api.schemas.service import ArtifactAnswer
 from app.api.schemas.uploads import UploadAnswer, UploadLinks
 from app.datasets.resolve import names_of_dataset_versions
-from app.jobs.progress import counts, rate_and_eta
+from app.jobs.progress import JobMark, counts, rate_and_eta
 from app.jobs.states import TERMINAL_JOB_STATES, JobKind, JobState
 from app.jobs.tables import Artifact, Item, Job
 from app.models.resolve import names_of_versions
@@ -101,7 +101,7 @@ def _show_job(job: Job, model: Named | None, dataset: Named | None) -> JobAnswer
     )
 
 
-def retry_after_seconds(job: Job) -> int | None:
+def retry_after_seconds(job: Job | JobMark) -> int | None:
     """When to ask again: a tenth of what is left, 1 s at least; None once the job has ended."""
     if job.state in TERMINAL_JOB_STATES:
         return None

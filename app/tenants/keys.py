@@ -41,15 +41,13 @@ _KEY_TEXT = re.compile(r"dk_([0-9a-hjkmnp-tv-z]{26})_([a-z2-7]{52})_([0-9a-f]{8}
 _PEPPER_MIN_CHARACTERS = 32
 FIRST_TENANT = "default"
 
-_FIND = text(
-    """
+_FIND = """
     SELECT id, tenant_id, secret_hash, scopes,
            coalesce(expires_at <= now(), false) AS expired,
            revoked_at IS NOT NULL AS revoked,
            coalesce(last_used_at < now() - interval '1 minute', true) AS use_is_news
-    FROM find_api_key(:id)
-    """
-)
+    FROM find_api_key(%(id)s)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +127,8 @@ def authenticate(db: Database, key_text: str, pepper: str) -> Principal:
             code="key_malformed",
         )
     given = _hash_secret(match[2], pepper)
-    with db.anonymous() as session:
-        row = session.execute(_FIND, {"id": f"{KEY}_{match[1]}"}).one_or_none()
+    found = db.ask(_FIND, {"id": f"{KEY}_{match[1]}"})
+    row = found[0] if found else None
     # An unknown id is compared too, so that both ways to be wrong take the same time.
     known = hmac.compare_digest(given, row.secret_hash if row is not None else "0" * 64)
     if row is None or not known:

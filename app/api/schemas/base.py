@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from functools import cache
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -74,6 +75,18 @@ class Parameters(BaseModel):
     """Query or path parameters: nothing unknown; words become numbers."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **words: Any) -> dict[str, Any]:
+        """The schema, made once: flask-openapi asks for it with every request."""
+        if not args and not words:
+            return _plain_schema(cls)
+        return super().model_json_schema(*args, **words)
+
+
+@cache
+def _plain_schema(parameters: type[Parameters]) -> dict[str, Any]:
+    return super(Parameters, parameters).model_json_schema()
 
 
 class Answer(BaseModel):

@@ -1,0 +1,66 @@
+"""Pooled connections: one that died while it rested is replaced before anyone notices."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+from sqlalchemy import text
+
+from app.db import session as sessions
+from app.db.session import Database
+from app.errors import UnavailableError
+from app.settings import Settings
+from app.stack.postgres import LocalPostgres
+
+_BACKEND = text("SELECT pg_backend_pid()")
+
+
+@pytest.fixture
+def one(settings: Settings) -> Database:
+    """A database with one pooled connection."""
+    return Database(settings.database_url.get_secret_value(), pool_size=1)
+
+
+def end_backend(postgres: LocalPostgres, pid: int) -> None:
+    with psycopg.connect(postgres.admin_url, autocommit=True) as admin:
+        admin.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+
+
+def test_connection_that_died_while_it_rested_is_replaced(
+    one: Database, postgres: LocalPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "_PING_AFTER_SECONDS", 0)
+    with one.anonymous() as session:
+        pid = session.scalar(_BACKEND)
+    end_backend(postgres, pid)
+    with one.anonymous() as session:
+        assert session.scalar(_BACKEND) != pid
+    end_backend(postgres, one.ask("SELECT pg_backend_pid()", {})[0][0])
+    assert one.ask("SELECT 1", {})[0][0] == 1
+    one.close()
+
+
+def test_connection_that_died_a_moment_ago_costs_one_error_that_may_be_tried_again(
+    one: Database, postgres: LocalPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "_PING_AFTER_SECONDS", 3600)
+    with one.anonymous() as session:
+        pid = session.scalar(_BACKEND)
+    end_backend(postgres, pid)
+    with pytest.raises(UnavailableError), one.anonymous() as session:
+        session.scalar(_BACKEND)
+    with one.anonymous() as session:
+        assert session.scalar(_BACKEND) != pid
+    one.close()
+
+
+def test_question_without_a_tenant_sees_no_rows_and_leaves_no_transaction(
+    one: Database, tenant_id: str
+) -> None:
+    with one.tenant(tenant_id) as session:
+        assert session.scalar(text("SELECT count(*) FROM tenants")) == 1
+    assert one.ask("SELECT count(*) FROM tenants", {})[0][0] == 0
+    assert one.ask("SELECT pg_current_xact_id_if_assigned()", {})[0][0] is None
+    with one.tenant(tenant_id) as session:
+        assert session.scalar(text("SELECT count(*) FROM tenants")) == 1
+    one.close()
