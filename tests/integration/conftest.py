@@ -13,7 +13,9 @@ from app.db.session import Database
 from app.settings import Settings
 from app.stack.postgres import LocalPostgres
 from app.storage.s3 import ObjectStore
+from tests.factories import make_tenant
 from tests.plans import BUCKET
+from tests.races import Race, racing
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +55,16 @@ def folder(objects: ObjectStore, tenant_id: str) -> str:
     """A prefix of this test alone in a client's bucket."""
     objects.ensure_bucket(BUCKET)
     return f"{tenant_id}/"
+
+
+@pytest.fixture
+def owner(quiet: Database) -> str:
+    """A tenant in the second database, where the sweeper sees only this test's jobs."""
+    return make_tenant(quiet)
+
+
+@pytest.fixture
+def race(quiet: Database) -> Iterator[Race]:
+    """Starts the other side of a race."""
+    with racing(quiet) as start:
+        yield start
