@@ -92,6 +92,13 @@ class Settings(BaseSettings):
     ring_again_seconds: Seconds = Field(5, description="A bell this old is rung again.")
     dispatch_seconds: Seconds = Field(0.2, description="Time between looks for runnable chunks.")
     drain_seconds: Seconds = Field(25, description="Time a stopping worker has to let go.")
+    stall_seconds: Seconds = Field(
+        120, description="A worker in which nothing finishes for so long ends itself."
+    )
+    deaf_seconds: Seconds = Field(
+        30,
+        description="A worker with a free slot that hears none of the waiting bells ends itself.",
+    )
     max_kills: Positive = Field(
         5,
         description=(
@@ -107,6 +114,13 @@ class Settings(BaseSettings):
         description="Time after which a plan or ingest lets other work that waits go first.",
     )
     database_pool: Positive = Field(10, description="Database connections per process, at most.")
+    require_durable: bool = Field(
+        True,
+        description=(
+            "Refuse to start where PostgreSQL or Redis may lose what they were given; only for "
+            "tests is this `false`."
+        ),
+    )
 
     # Images and archives
     max_image_pixels: Positive = Field(40_000_000, description="Largest image, in pixels.")

@@ -100,6 +100,8 @@ def settings(
         ring_again_seconds=1,
         dispatch_seconds=0.05,
         database_pool=5,
+        # This PostgreSQL has fsync off.
+        require_durable=False,
     )
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from app.alive import show_alive
 from app.clock import monotonic_seconds
 from app.errors import UnavailableError
-from app.jobs.claim import Lease, extend_lease, look_at_lease
+from app.jobs.claim import Lease, extend_lease, look_at_lease, release_chunk
 from app.jobs.states import JobState
 from app.jobs.tables import WorkerRow
 from app.log import get_logger
@@ -27,6 +27,10 @@ log = get_logger(__name__)
 
 #: Between beats each lease is looked at this often, so that a cancel or a pause is seen soon.
 _LOOK_SECONDS = 1.0
+#: Work hangs when one step takes so many times as long as its longest so far.
+_STALL_FACTOR = 10
+#: Time that giving leases back may take at the end of a process.
+_GIVE_BACK_SECONDS = 5.0
 
 
 class HeldLease:
@@ -50,15 +54,40 @@ class HeldLease:
         self.paused = threading.Event()
         #: Items or steps finished so far; the next beat reports it.
         self.progress = 0
+        self._moved_at = monotonic_seconds()
+        self._longest_seconds = 0.0
 
     def should_stop(self) -> bool:
-        """Whether to end at the next step: lost, cancelled, paused, or the process is stopping."""
+        """Whether to end at the next step: lost, cancelled, paused, or the process is stopping.
+
+        Being asked shows that the step before has ended.
+        """
+        self.move()
         ends = (self.lost, self.cancelled, self.paused, self._stopping)
         return any(end.is_set() for end in ends)
 
     def report(self, progress: int) -> None:
         """Remember how far the work is."""
         self.progress = progress
+        self.move()
+
+    def move(self) -> None:
+        """Say that something has ended, so that the work is not taken for hanging.
+
+        Called at the end of a step, and never in a loop that waits for something.
+        """
+        now = monotonic_seconds()
+        self._longest_seconds = max(self._longest_seconds, now - self._moved_at)
+        self._moved_at = now
+
+    def stalled_seconds(self, limit_seconds: float) -> float | None:
+        """Seconds without any end of a step, where they are more than ever to be expected.
+
+        That is ``limit_seconds``, or ten times the longest step of this work so far.
+        """
+        seconds = monotonic_seconds() - self._moved_at
+        expected = max(limit_seconds, _STALL_FACTOR * self._longest_seconds)
+        return seconds if seconds >= expected else None
 
     def learn(self, state: JobState | None) -> None:
         """Take in what the database says of the lease."""
@@ -116,6 +145,52 @@ class Heartbeat:
             with self._lock:
                 self._held.discard(held)
 
+    @property
+    def held(self) -> list[HeldLease]:
+        """The leases that are worked on now."""
+        with self._lock:
+            return list(self._held)
+
+    def stalled(self, limit_seconds: float) -> tuple[Lease, float] | None:
+        """A lease whose work hangs, and for how long; lost and cancelled ones included."""
+        for held in self.held:
+            seconds = held.stalled_seconds(limit_seconds)
+            if seconds is not None:
+                return held.lease, seconds
+        return None
+
+    def move_all(self) -> None:
+        """Say that something has ended that all of the process's work may be waiting for."""
+        for held in self.held:
+            held.move()
+
+    def wait_until_free(self, seconds: float) -> bool:
+        """Wait until nothing is worked on; whether that came in time."""
+        until = monotonic_seconds() + seconds
+        while self.held:
+            if monotonic_seconds() >= until:
+                return False
+            self._closing.wait(0.1)
+        return True
+
+    def give_back(self) -> None:
+        """Free what is still worked on, just before the process ends: that is no kill.
+
+        Whoever works on it is fenced: its record finds no running chunk. Bounded, as the
+        database may be what everyone waits for.
+        """
+        thread = threading.Thread(target=self._give_back, name="give-back", daemon=True)
+        thread.start()
+        thread.join(_GIVE_BACK_SECONDS)
+
+    def _give_back(self) -> None:
+        for held in self.held:
+            try:
+                with self._process.db.tenant(held.lease.tenant_id) as session:
+                    release_chunk(session, held.lease)
+            except UnavailableError as error:
+                log.warning("lease_left", chunk=held.lease.chunk_id, code=error.code)
+
     def _run(self) -> None:
         settings = self._process.settings
         beat_at = monotonic_seconds() + settings.heartbeat_seconds
@@ -136,10 +211,8 @@ class Heartbeat:
                 log.exception("heartbeat_failed")
 
     def _visit_leases(self, *, extend: bool) -> None:
-        with self._lock:
-            held_leases = list(self._held)
         missed: UnavailableError | None = None
-        for held in held_leases:
+        for held in self.held:
             try:
                 held.learn(self._visit(held, extend=extend))
             except UnavailableError as error:

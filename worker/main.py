@@ -22,8 +22,11 @@ from app.log import configure_logging, get_logger
 from app.queues.celery import make_celery
 from app.queues.names import SLOTS_OF_QUEUE, Queue, celery_task_name
 from app.settings import Settings, load_settings
+from app.startup import check_start
+from worker.exits import ExitCode, leave
 from worker.process import WorkerProcess
 from worker.tasks.door import Work, open_door
+from worker.watchdog import Watchdog
 
 log = get_logger(__name__)
 
@@ -65,7 +68,7 @@ def _door(process: WorkerProcess, task: ChunkTask, work: Work) -> Callable[[str,
     return door
 
 
-def _connect_signals(process: WorkerProcess) -> None:
+def _connect_signals(process: WorkerProcess, watchdog: Watchdog) -> None:
     """Tie the process's life to Celery's. ``weak=False``: nobody else holds these functions."""
 
     def keep_our_logging(**_: Any) -> None:
@@ -74,9 +77,10 @@ def _connect_signals(process: WorkerProcess) -> None:
     def stop(**_: Any) -> None:
         # At SIGTERM, before Celery waits for running tasks: they let go between ImageBatches.
         process.stopping.set()
-        _leave_at_last(process.settings.drain_seconds)
+        _leave_at_last(process)
 
     def close(**_: Any) -> None:
+        watchdog.close()
         process.close()
         log.info("worker_stopped", worker=process.id)
 
@@ -87,28 +91,32 @@ def _connect_signals(process: WorkerProcess) -> None:
     worker_shutdown.connect(close, weak=False)
 
 
-def _leave_at_last(seconds: float) -> None:
+def _leave_at_last(process: WorkerProcess) -> None:
     """End the process once the drain time is over, whatever still runs.
 
-    What hangs then would hang for ever; its lease ends by itself and another worker goes on.
+    What does not let go in time is given back: being told to stop is no kill.
     """
 
-    def leave() -> None:
-        log.error("drain_time_over")
-        os._exit(1)
+    def leave_at_last() -> None:
+        log.error(
+            "drain_time_over", chunks=[held.lease.chunk_id for held in process.heartbeat.held]
+        )
+        process.heartbeat.give_back()
+        leave(ExitCode.DRAIN_OVER)
 
-    timer = threading.Timer(seconds, leave)
+    timer = threading.Timer(process.settings.drain_seconds, leave_at_last)
     timer.daemon = True
     timer.start()
 
 
-def _start(process: WorkerProcess) -> None:
-    """Register the worker, or end the process with a sentence.
+def _start(process: WorkerProcess, app: Celery) -> None:
+    """Check the parts and register the worker, or end the process with a sentence.
 
     Here and not in Celery's ``worker_init``: Celery only logs what a receiver raises and goes
     on, and a worker that does not beat loses every chunk that it takes.
     """
     try:
+        check_start(process.settings, process.db, app)
         process.start()
     except (SettingsError, UnavailableError) as error:
         log.error("worker_not_started", code=error.code, detail=error.detail)
@@ -119,7 +127,8 @@ def _start(process: WorkerProcess) -> None:
 def main() -> None:
     """Serve one queue until told to stop.
 
-    Exits with 1 where the database does not answer, or its schema is of another version.
+    Exits with 1 where the database does not answer, its schema is of another version or the parts
+    are not durable, and with an :class:`ExitCode` where it ends itself.
     """
     parser = argparse.ArgumentParser(description="A Darkroom worker.")
     parser.add_argument("--role", required=True, choices=[queue.value for queue in Queue])
@@ -136,8 +145,10 @@ def main() -> None:
         # other make it ten times as long once anything else wants a core.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app, process = make_worker(settings, queue)
-    _connect_signals(process)
-    _start(process)
+    watchdog = Watchdog(process)
+    _connect_signals(process, watchdog)
+    _start(process, app)
+    watchdog.start()
     app.worker_main(
         [
             # Our log lines say who started; no banner.

@@ -21,6 +21,7 @@ from app.settings import Settings
 from app.storage.s3 import ObjectStore
 from worker.gate import Gate
 from worker.heartbeat import Heartbeat
+from worker.watchdog import Hearing
 
 if TYPE_CHECKING:
     from worker.pipeline.decode import DecodePool
@@ -49,6 +50,7 @@ class WorkerProcess:
         self.heartbeat = Heartbeat(self)
         #: Passed by every chunk before it is claimed; a suspect holds it alone.
         self.gate = Gate(self.stopping)
+        self.hearing = Hearing()
         self._decoder: DecodePool | None = None
         self._decoder_lock = threading.Lock()
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from flask import Response, current_app
-from sqlalchemy import text
 
 from app.api.parts import parts
 from app.api.replies import send
 from app.api.resource import Resource
 from app.api.schemas.service import LiveAnswer, PartWord, ReadyAnswer
+from app.db.durable import durability_faults
 from app.errors import DarkroomError
 from app.log import get_logger
 
@@ -37,7 +37,12 @@ def get_ready() -> Response:
 
     def database() -> bool:
         with here.db.anonymous() as session:
-            return bool(session.scalar(text("SELECT 1")) == 1)
+            faults = durability_faults(session)
+        if faults and here.settings.require_durable:
+            # Dispatcher and workers refuse to start on it; no job may be accepted either.
+            log.error("database_not_durable", faults=faults)
+            return False
+        return True
 
     words = probes.run(
         {

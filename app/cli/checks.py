@@ -76,12 +76,14 @@ def check_database(settings: Settings) -> Check:
     """The database answers under both roles and its schema is the newest of this code."""
     from sqlalchemy import text
 
+    from app.db.durable import durability_faults
     from app.db.schema import SchemaError, newest_revision, require_schema
     from app.db.session import Database
 
     db = Database.from_settings(settings)
     try:
         with db.anonymous() as session:
+            lost = durability_faults(session)
             version = str(session.execute(text("SHOW server_version")).scalar_one()).split()[0]
             bypasses = session.execute(
                 text("SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user")
@@ -100,6 +102,15 @@ def check_database(settings: Settings) -> Check:
         )
     finally:
         db.close()
+    if lost:
+        return Check(
+            "database",
+            "fail" if settings.require_durable else "warn",
+            " ".join(lost),
+            "dispatcher and workers refuse to start on it"
+            if settings.require_durable
+            else "DARKROOM_REQUIRE_DURABLE=false allows that, for tests alone",
+        )
     return Check("database", "ok", f"PostgreSQL {version}, schema at {newest_revision()}")
 
 
@@ -121,7 +132,7 @@ def check_redis(settings: Settings) -> Check:
     if policy != "noeviction":
         return Check(
             "redis",
-            "warn",
+            "warn" if policy == "unknown" or not settings.require_durable else "fail",
             f"{name} {version}, maxmemory-policy {policy}",
             "set maxmemory-policy noeviction, or bells get lost and rung again late",
         )

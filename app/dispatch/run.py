@@ -16,15 +16,16 @@ from celery import Celery
 
 from app.alive import show_alive
 from app.clock import monotonic_seconds
-from app.db.schema import SchemaError, require_schema
+from app.db.schema import require_schema
 from app.db.session import Database
 from app.dispatch.relay import relay_once
 from app.dispatch.sweep import sweep_once
 from app.dispatch.tidy import tidy_loop
-from app.errors import UnavailableError
+from app.errors import SettingsError, UnavailableError
 from app.log import configure_logging, get_logger
 from app.queues.celery import make_celery
 from app.settings import Settings, load_settings
+from app.startup import check_start
 from app.storage.s3 import ObjectStore
 
 log = get_logger(__name__)
@@ -98,8 +99,28 @@ def _survive(step: Callable[[], None]) -> bool:
     return False
 
 
+def _check(settings: Settings, db: Database, celery: Celery, stopping: threading.Event) -> bool:
+    """Whether schema and parts are as they must be; waits for a database that is not up yet."""
+    while not stopping.is_set():
+        try:
+            require_schema(db)
+            check_start(settings, db, celery)
+        except UnavailableError as error:
+            log.warning("part_unavailable", code=error.code, detail=error.detail)
+            stopping.wait(_PAUSE_SECONDS)
+        except SettingsError as error:
+            log.error("dispatcher_not_started", code=error.code, detail=error.detail)
+            return False
+        else:
+            return True
+    return True
+
+
 def main() -> None:
-    """Run the dispatcher until SIGTERM or SIGINT. Exits with 1 on a schema of another version."""
+    """Run the dispatcher until SIGTERM or SIGINT.
+
+    Exits with 1 on a schema of another version, and on parts that are not durable.
+    """
     settings = load_settings()
     configure_logging(settings.log_level, json=settings.log_format == "json")
     # Refuses to start without the system role, rather than at the first sweep.
@@ -112,17 +133,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     db = Database.from_settings(settings)
-    try:
-        require_schema(db)
-    except SchemaError as error:
-        log.error("dispatcher_not_started", code=error.code, detail=error.detail)
-        raise SystemExit(1) from None
-    except UnavailableError as error:
-        # The loop waits for a database that is away; it may come up after us.
-        log.warning("schema_not_checked", code=error.code, detail=error.detail)
     celery = make_celery(settings)
-    log.info("dispatcher_started")
     try:
+        if not _check(settings, db, celery, stopping):
+            raise SystemExit(1)
+        log.info("dispatcher_started")
         run_loop(settings, db, celery, stopping)
     finally:
         celery.close()

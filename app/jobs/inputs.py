@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -55,8 +55,16 @@ class Fault:
 Entry = Found | Fault
 
 
-def read_input(db: Database, store: ObjectStore, own_bucket: str, lease: Lease) -> Iterator[Entry]:
+def read_input(
+    db: Database,
+    store: ObjectStore,
+    own_bucket: str,
+    lease: Lease,
+    on_look: Callable[[], None] = lambda: None,
+) -> Iterator[Entry]:
     """All items of the job's input, or only those after the lease's cursor.
+
+    ``on_look`` hears of every object of a prefix, which may hold many that are not wanted.
 
     Raises:
         StorageError: the object store failed; trying again may help.
@@ -70,7 +78,7 @@ def read_input(db: Database, store: ObjectStore, own_bucket: str, lease: Lease) 
     elif "dataset" in source:
         yield from _read_dataset(db, lease, own_bucket, position)
     elif "prefix" in source:
-        yield from _read_prefix(store, source, position)
+        yield from _read_prefix(store, source, position, on_look)
     elif "manifest" in source:
         yield from _read_manifest(store, source, own_bucket, position)
     else:
@@ -173,13 +181,17 @@ def _read_dataset(
 
 
 def _read_prefix(
-    store: ObjectStore, source: dict[str, Any], position: dict[str, Any]
+    store: ObjectStore,
+    source: dict[str, Any],
+    position: dict[str, Any],
+    on_look: Callable[[], None],
 ) -> Iterator[Entry]:
     location = parse_location(source["prefix"])
     include, exclude = source["include"], source["exclude"]
     try:
         objects = store.list(location.bucket, location.key, start_after=position.get("key"))
         for index, found in enumerate(objects):
+            on_look()
             relative = found.key.removeprefix(location.key).lstrip("/")
             if found.key.endswith("/") or not _wanted(relative, include, exclude):
                 continue

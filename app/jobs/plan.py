@@ -48,11 +48,13 @@ def plan_job(
     lease: Lease,
     *,
     should_stop: Callable[[], bool],
+    on_look: Callable[[], None] = lambda: None,
 ) -> bool:
     """Cut the job's input into chunks and seal it, or fail the job with all its faults.
 
     False where it ended before, because of ``should_stop`` or because its stint is over: what
-    was committed stays, and the caller lets go of the lease.
+    was committed stays, and the caller lets go of the lease. ``on_look`` hears of what was looked
+    at and is no item.
 
     Raises:
         FencedError: another worker plans this job now.
@@ -68,7 +70,7 @@ def plan_job(
     faults: list[dict[str, Any]] = []
     fault_count = 0
     part = _Part(lease, size, first)
-    for number, entry in enumerate(read_input(db, store, settings.bucket, lease)):
+    for number, entry in enumerate(read_input(db, store, settings.bucket, lease, on_look)):
         if number % _LOOK_ENTRIES == 0:
             if should_stop():
                 return False

@@ -135,10 +135,18 @@ def record_part(
     _count(session, lease, rows, extra=extra)
 
 
-def record_prefix(session: Session, lease: Lease, rows: Sequence[ItemRow]) -> None:
+def record_prefix(
+    session: Session,
+    lease: Lease,
+    rows: Sequence[ItemRow],
+    *,
+    delay_seconds: float = 0,
+    faults: int = 0,
+) -> None:
     """Record the first items of a chunk and give the rest back to be claimed by another.
 
-    *Narrow*: [lo, lo + len(rows)) is recorded, [lo + len(rows), hi) stays this chunk, pending.
+    *Narrow*: [lo, lo + len(rows)) is recorded, [lo + len(rows), hi) stays this chunk, pending,
+    due after ``delay_seconds`` and with so many ``faults``.
 
     Raises:
         FencedError: the lease was lost; nothing is written.
@@ -153,7 +161,8 @@ def record_prefix(session: Session, lease: Lease, rows: Sequence[ItemRow]) -> No
         lo=keep_from,
         last_rung_at=None,
         progress=0,
-        **({"kills": 0, "faults": 0} if rows else {}),
+        due_at=func.now() + timedelta(seconds=delay_seconds),
+        **({"kills": 0, "faults": faults} if rows else {}),
     )
     _count(session, lease, rows)
 

@@ -35,7 +35,8 @@ def make_client(settings: Settings) -> Any:
             max_pool_connections=_POOL_CONNECTIONS,
             connect_timeout=5,
             read_timeout=30,
-            retries={"mode": "standard", "total_max_attempts": 4},
+            # Together below the time after which a worker is taken for hanging.
+            retries={"mode": "standard", "total_max_attempts": 3},
             tcp_keepalive=True,
             # A proxy of the environment cannot reach this machine's own addresses.
             proxies={} if _is_loopback(settings.s3_endpoint_url) else None,

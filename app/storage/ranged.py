@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from app.errors import InvalidInputError, StorageError
@@ -23,27 +24,42 @@ _FIRST_PAUSE_SECONDS = 0.1
 
 
 def open_ranged(
-    store: ObjectStore, bucket: str, key: str, *, block_bytes: int = _BLOCK_BYTES
+    store: ObjectStore,
+    bucket: str,
+    key: str,
+    *,
+    block_bytes: int = _BLOCK_BYTES,
+    on_block: Callable[[], None] = lambda: None,
 ) -> io.BufferedReader:
     """A buffered, seekable, read-only file over an object, with bounded memory.
+
+    ``on_block`` hears of every block that came from the store.
 
     Raises:
         ObjectMissingError: there is no such object.
         StorageError: the store failed; reading raises it too.
         InvalidInputError: ``object_changed``, from a read after the object was replaced.
     """
-    return io.BufferedReader(RangedFile(store, bucket, key, block_bytes), _BUFFER_BYTES)
+    return io.BufferedReader(RangedFile(store, bucket, key, block_bytes, on_block), _BUFFER_BYTES)
 
 
 class RangedFile(io.RawIOBase):
     """Reads an object by ranged GETs of whole blocks, keeping the two last used."""
 
-    def __init__(self, store: ObjectStore, bucket: str, key: str, block_bytes: int) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        bucket: str,
+        key: str,
+        block_bytes: int,
+        on_block: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__()
         self._store = store
         self._bucket = bucket
         self._key = key
         self._block_bytes = block_bytes
+        self._on_block = on_block
         info = store.head(bucket, key)
         self._size = info.size
         self._etag = info.etag
@@ -89,6 +105,7 @@ class RangedFile(io.RawIOBase):
             while len(self._blocks) >= _BLOCKS_KEPT:
                 self._blocks.popitem(last=False)
             block = self._blocks[number] = self._fetch(number)
+            self._on_block()
         else:
             self._blocks.move_to_end(number)
         return block

@@ -77,6 +77,8 @@ class Local:
             "HOME": str(self.folder),
             "DARKROOM_CACHE_DIR": str(self.folder / "cache"),
             **filled,
+            # The tests' PostgreSQL has fsync off.
+            "DARKROOM_REQUIRE_DURABLE": "false",
             # Containers have a /tmp each.
             "DARKROOM_ALIVE_FILE": str(self.folder / f"{name}.alive"),
         }

@@ -25,6 +25,7 @@ from worker.pipeline import run as run_module
 from worker.pipeline.decode import DecodePool
 from worker.pipeline.run import CountMismatchError, run_chunk
 from worker.pipeline.values import ByteStream, ChunkOutcome, ItemRef, PredictOptions
+from worker.recognisers.cache import RecogniserCache
 from worker.recognisers.load import Recogniser
 
 
@@ -253,8 +254,23 @@ def test_device_out_of_memory_halves_the_image_batch(
 
     monkeypatch.setattr(recogniser, "forward", tight)
     outcome = recognise(store, decoder, recogniser=recogniser, image_batch_size=8)
-    assert sizes == [8, 4, 2, 2, 4, 2, 2]
+    # What did not fit once is not tried again, in this chunk or the next.
+    assert sizes == [8, 4, 2, 2, 2, 2]
     assert outcome.results == expected.results
+    assert recogniser.fitting_images == 2
+    sizes.clear()
+    again = recognise(store, decoder, recogniser=recogniser, image_batch_size=8)
+    assert sizes == [2] * 4
+    assert again.results == expected.results
+
+
+def test_size_that_fits_is_remembered_when_the_recogniser_is_loaded_again() -> None:
+    first, other, again = small_recogniser(), small_recogniser(), small_recogniser()
+    cache = RecogniserCache(max_bytes=1)
+    cache.get("one", lambda: first).fitting_images = 4
+    assert cache.get("two", lambda: other).fitting_images is None
+    assert cache.version_ids() == ["two"]
+    assert cache.get("one", lambda: again).fitting_images == 4
 
 
 def test_two_chunks_of_one_process_never_use_the_device_at_once(

@@ -86,7 +86,10 @@ def _fetch_run(group: list[ItemRef], store: Store, budget: RetryBudget) -> Itera
     failures = 0
     while done < len(group):
         try:
+            if budget.is_hopeless:
+                raise _store_away(group[done])
             for fetched in _cut_stream(group[done:], store):
+                budget.answered()
                 done += 1
                 failures = 0
                 yield fetched
@@ -147,7 +150,11 @@ def _fetch_single(item: ItemRef, store: Store, max_bytes: int, budget: RetryBudg
     failures = 0
     while True:
         try:
-            return FetchedItem(item, _read_single(item, store, max_bytes))
+            if budget.is_hopeless:
+                raise _store_away(item)
+            data = _read_single(item, store, max_bytes)
+            budget.answered()
+            return FetchedItem(item, data)
         except (DarkroomError, OSError) as raised:
             error = _as_storage_error(raised, item)
             failures += 1
@@ -186,6 +193,12 @@ def _read_exactly(stream: ByteStream, length: int, item: ItemRef) -> bytes:
         parts.append(part)
         missing -= len(part)
     return b"".join(parts)
+
+
+def _store_away(item: ItemRef) -> StorageError:
+    return StorageError(
+        f"{item.bucket}/{item.key} was not asked for: the object store failed again and again"
+    )
 
 
 def _too_large(item: ItemRef, max_bytes: int) -> TooLargeError:

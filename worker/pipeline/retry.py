@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
 
 from app.errors import DarkroomError
 
@@ -14,6 +15,7 @@ class RetryBudget:
     ``attempts`` bounds the tries of one item, ``total`` the retries of the whole chunk, so
     that a store that is down costs a chunk seconds and not hours. ``base_seconds`` doubles
     with each failure up to ``cap_seconds``; the wait is drawn evenly from nothing to that.
+    ``on_end`` hears of every try that ended, well or badly.
     """
 
     def __init__(
@@ -25,9 +27,13 @@ class RetryBudget:
         cap_seconds: float = 5.0,
         halt: threading.Event | None = None,
         seed: int | None = None,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._attempts = attempts
-        self._left = total
+        self._left = self._total = total
+        self._on_end = on_end
+        #: Failures that may pass since the store last answered.
+        self._failed_in_row = 0
         self._base_seconds = base_seconds
         self._cap_seconds = cap_seconds
         self._halt = halt or threading.Event()
@@ -35,9 +41,26 @@ class RetryBudget:
         self._random = random.Random(seed)  # noqa: S311
         self._lock = threading.Lock()
 
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the store has failed so often in a row that asking on only takes time."""
+        return self._failed_in_row >= self._total
+
+    def answered(self) -> None:
+        """Say that the store gave what it was asked for."""
+        self._on_end()
+        self._failed_in_row = 0
+
     def wait_to_retry(self, error: DarkroomError, failures: int) -> bool:
         """Wait and say True where one more try is due after ``failures`` failed ones."""
-        if not error.retryable or failures >= self._attempts:
+        self._on_end()
+        if not error.retryable:
+            # An answer too: there is no such object.
+            self._failed_in_row = 0
+            return False
+        with self._lock:
+            self._failed_in_row += 1
+        if failures >= self._attempts or self.is_hopeless:
             return False
         with self._lock:
             if self._left <= 0:

@@ -6,7 +6,7 @@ bounded queues join them and keep the order of the items.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -47,12 +47,14 @@ def run_chunk(
     image_batch_size: int,
     should_stop: StopCheck,
     on_progress: ProgressReport,
+    on_fetched: Callable[[], None] = lambda: None,
 ) -> ChunkOutcome:
     """Recognise every item; one that fails carries its error and harms no other.
 
     ``should_stop`` is asked before each ImageBatch; once it says so the outcome holds the
     results so far, a prefix of the items. ``on_progress`` gets the number of items ended
-    so far. The device is used under ``recogniser.lock``.
+    so far, ``on_fetched`` hears of every try to read from the store that ended. The device is
+    used under ``recogniser.lock``, with ImageBatches no larger than have fitted before.
 
     Raises:
         Exception: whatever unexpected a stage raised, after every stage has ended.
@@ -61,7 +63,11 @@ def run_chunk(
     stopped = False
     wall, forward = Stopwatch(), Stopwatch()
     stream = DecodedStream(
-        items, store=store, decoder=decoder, preprocess=recogniser.spec.preprocess
+        items,
+        store=store,
+        decoder=decoder,
+        preprocess=recogniser.spec.preprocess,
+        on_fetched=on_fetched,
     )
     with wall, stream:
         batch: list[DecodedItem] = []
@@ -69,7 +75,8 @@ def run_chunk(
         for entry in stream:
             batch.append(entry)
             images += entry.pixels is not None
-            if images == image_batch_size or len(batch) == 2 * image_batch_size:
+            size = min(image_batch_size, recogniser.fitting_images or image_batch_size)
+            if images >= size or len(batch) >= 2 * size:
                 if stopped := should_stop():
                     break
                 results += _recognise(batch, recogniser, options, forward)
@@ -112,6 +119,9 @@ def _recognise(
 
 def _forward_in_parts(recogniser: Recogniser, pixels: Tensor) -> Tensor:
     """The logits of an ImageBatch, in halves where the device has no memory for the whole."""
+    fitting = recogniser.fitting_images
+    if fitting is not None and len(pixels) > fitting:
+        return _in_parts_of(fitting, recogniser, pixels)
     try:
         return recogniser.forward(pixels)
     except torch.OutOfMemoryError:
@@ -119,12 +129,14 @@ def _forward_in_parts(recogniser: Recogniser, pixels: Tensor) -> Tensor:
             raise
     # Outside the handler, where the failed pass's tensors are free again.
     half = len(pixels) // 2
-    return torch.cat(
-        [
-            _forward_in_parts(recogniser, pixels[:half]),
-            _forward_in_parts(recogniser, pixels[half:]),
-        ]
-    )
+    # Remembered, so that the next ImageBatch is no larger: each failed pass costs its time, and
+    # an allocator that has to free everything first.
+    recogniser.fitting_images = half
+    return _in_parts_of(half, recogniser, pixels)
+
+
+def _in_parts_of(size: int, recogniser: Recogniser, pixels: Tensor) -> Tensor:
+    return torch.cat([_forward_in_parts(recogniser, part) for part in torch.split(pixels, size)])
 
 
 def _require_prefix(items: Sequence[ItemRef], results: list[ItemResult], stopped: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -60,8 +60,11 @@ class DecodedStream:
         store: Store,
         decoder: DecodePool,
         preprocess: PreprocessSpec,
+        on_fetched: Callable[[], None] = lambda: None,
     ) -> None:
+        """``on_fetched`` hears of every try to read from the store that ended."""
         self._items = items
+        self._on_fetched = on_fetched
         self._store = store
         self._decoder = decoder
         self._preprocess = preprocess
@@ -103,7 +106,7 @@ class DecodedStream:
 
     def _fetch(self) -> None:
         try:
-            budget = RetryBudget(halt=self._halt)
+            budget = RetryBudget(halt=self._halt, on_end=self._on_fetched)
             fetched = fetch_items(
                 self._items, store=self._store, max_bytes=self._decoder.max_bytes, budget=budget
             )

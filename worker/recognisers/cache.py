@@ -21,6 +21,8 @@ class RecogniserCache:
         self._max_bytes = max_bytes
         self._entries: OrderedDict[str, Future[Recogniser]] = OrderedDict()
         self._lock = threading.Lock()
+        # Outlives the recogniser: loaded again it would have to learn what fits once more.
+        self._fitting: dict[str, int | None] = {}
 
     def get(self, version_id: str, load: Callable[[], Recogniser]) -> Recogniser:
         """The warm recogniser of a version, or the one that ``load`` gives.
@@ -57,6 +59,7 @@ class RecogniserCache:
             self.forget(version_id)
             entry.set_exception(error)
             return
+        recogniser.fitting_images = self._fitting.pop(version_id, None)
         entry.set_result(recogniser)
         self._let_go()
 
@@ -68,6 +71,7 @@ class RecogniserCache:
                 if total <= self._max_bytes:
                     return
                 total -= entry.result().bytes
+                self._fitting[key] = entry.result().fitting_images
                 del self._entries[key]
 
 

@@ -46,6 +46,9 @@ class Recogniser:
         self.spec = spec
         self.device = torch.device(device)
         self.lock = device_lock(device)
+        #: Images of the largest ImageBatch that the device has memory for; None until one did
+        #: not fit.
+        self.fitting_images: int | None = None
         if self.device.type == "cuda":
             # Float32 means float32: TF32 convolutions keep ten bits of each number.
             torch.backends.cudnn.allow_tf32 = False

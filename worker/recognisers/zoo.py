@@ -103,7 +103,7 @@ def fetch_torchvision_weights(arch: str, which: str = "DEFAULT") -> dict[str, Te
     """
     weights = _weights(arch, which)
     try:
-        if not (_hub_folder() / Path(weights.url).name).exists():
+        if not (hub_folder() / Path(weights.url).name).exists():
             question = Request(weights.url, method="HEAD")  # noqa: S310  (torchvision's own)
             urlopen(question, timeout=_ANSWER_SECONDS).close()  # noqa: S310
         # weights_only: a checkpoint is data, whoever published it.
@@ -150,12 +150,12 @@ def _unreachable(arch: str, weights: Any, error: Exception) -> DarkroomError:
     reason = getattr(error, "reason", None) or error
     return DarkroomError(
         f"the weights of {arch} could not be fetched from {weights.url} ({reason}). On a machine "
-        f"without a network, put that file in {_hub_folder()}, or import a safetensors file "
+        f"without a network, put that file in {hub_folder()}, or import a safetensors file "
         "instead.",
         code="weights_unreachable",
     )
 
 
-def _hub_folder() -> Path:
+def hub_folder() -> Path:
     """Where torchvision's loader keeps what it fetched."""
     return Path(torch.hub.get_dir()) / "checkpoints"

@@ -23,6 +23,7 @@ from app.jobs.record import record_failure, record_stopped
 from app.jobs.states import ChunkTask
 from app.log import get_logger
 from app.points import reach
+from worker.exits import ExitCode, leave
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
 
@@ -53,7 +54,14 @@ def open_door(
     A bell is only a hint. Old, doubled and forged ones find nothing to claim and change
     nothing; one that comes while the process stops is rung again for another.
     """
-    reach("after_pop")
+    with process.hearing.answering():
+        reach("after_pop")
+        _answer(process, task, work, chunk_id, tenant_id)
+
+
+def _answer(
+    process: WorkerProcess, task: ChunkTask, work: Work, chunk_id: str, tenant_id: str
+) -> None:
     claim = partial(_claim, process, task, chunk_id=chunk_id, tenant_id=tenant_id)
     with process.gate.together() as entered:
         if not entered or process.stopping.is_set():
@@ -133,10 +141,28 @@ def _run(process: WorkerProcess, work: Work, held: HeldLease) -> None:
     except DarkroomError as error:
         log.warning("chunk_failed", code=error.code, detail=error.detail)
         _end_badly(process, held.lease, error)
-    except Exception:
+    except Exception as error:
+        if process.device.startswith("cuda") and breaks_device(error):
+            # Nothing computes in this process any more. As a kill, so that an item that brings
+            # it about is found.
+            log.critical("device_broken", device=process.device, exc_info=error)
+            leave(ExitCode.DEVICE_BROKEN)
         # Not a fault that we know: another attempt may fare better.
         log.exception("chunk_crashed")
         _end_badly(process, held.lease, _CRASHED)
+
+
+def breaks_device(error: Exception) -> bool:
+    """Whether the error leaves a CUDA context that answers every further call with an error.
+
+    By name and text, since a worker without torch asks too. Lack of memory is no such error.
+    """
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "OutOfMemoryError" in names:
+        return False
+    return "AcceleratorError" in names or (
+        isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    )
 
 
 def let_go(process: WorkerProcess, held: HeldLease) -> None:
@@ -173,7 +199,7 @@ def _end_badly(process: WorkerProcess, lease: Lease, error: DarkroomError) -> No
         ):
             narrow_failing_chunk(session, lease, error.as_dict(), delay_seconds=_RETRY_SECONDS)
         elif error.retryable and faults + 1 < most:
-            release_chunk(session, lease, delay_seconds=_delay(faults), failed=True)
+            release_chunk(session, lease, delay_seconds=retry_delay(faults), failed=True)
         else:
             # With the fault itself: more than the sweeper, which only counts, could tell.
             record_failure(session, lease, error.as_dict())
@@ -185,5 +211,6 @@ def _fails_throughout(session: Session, lease: Lease, most: int) -> bool:
     return job.succeeded == 0 and job.failed >= most
 
 
-def _delay(faults: int) -> float:
+def retry_delay(faults: int) -> float:
+    """Seconds until the next try of a chunk that failed so often before."""
     return float(min(_RETRY_SECONDS * 3 ** min(faults, 10), _RETRY_MAX_SECONDS))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from worker.recognisers.weights import check_weights, save_weights
 from worker.tasks.versions import fetch_object, register_version, store_weights
 
 _TORCHVISION = "torchvision:"
+#: Between two looks at how far a download is.
+_GROWTH_SECONDS = 5.0
 
 
 def import_chunk(process: WorkerProcess, held: HeldLease) -> None:
@@ -28,8 +33,9 @@ def import_chunk(process: WorkerProcess, held: HeldLease) -> None:
     spec = _spec(lease)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"
-        _bring(process, lease, path)
+        _bring(process, held, path)
         report = check_weights(path, spec)
+        held.move()
         stored = store_weights(process, lease, path)
     result = {
         "model_version": version_id,
@@ -46,6 +52,28 @@ def import_chunk(process: WorkerProcess, held: HeldLease) -> None:
         result=result,
         lineage={"weights_sha256": stored.sha256},
     )
+
+
+@contextmanager
+def _moving_while_growing(held: HeldLease, folder: Path) -> Iterator[None]:
+    """Report a download by torchvision's loader, which says nothing itself, by what it wrote."""
+    done = threading.Event()
+
+    def watch() -> None:
+        size = -1
+        while not done.wait(_GROWTH_SECONDS):
+            now = sum(file.stat().st_size for file in folder.glob("*.partial"))
+            if now != size:
+                held.move()
+            size = now
+
+    thread = threading.Thread(target=watch, name="download", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _spec(lease: Lease) -> ModelSpec:
@@ -76,12 +104,16 @@ def _preprocess(named: dict[str, Any] | None, base: ModelSpec | None, arch: str)
     return base.preprocess if base is not None else default_preprocess(arch)
 
 
-def _bring(process: WorkerProcess, lease: Lease, path: Path) -> None:
+def _bring(process: WorkerProcess, held: HeldLease, path: Path) -> None:
+    lease = held.lease
     weights: str = lease.input["weights"]
     if weights.startswith(_TORCHVISION):
-        from worker.recognisers.zoo import fetch_torchvision_weights
+        from worker.recognisers.zoo import fetch_torchvision_weights, hub_folder
 
-        state = fetch_torchvision_weights(lease.options["arch"], weights.removeprefix(_TORCHVISION))
+        with _moving_while_growing(held, hub_folder()):
+            state = fetch_torchvision_weights(
+                lease.options["arch"], weights.removeprefix(_TORCHVISION)
+            )
         save_weights(state, path)
         return
     with process.db.tenant(lease.tenant_id) as session:
@@ -92,4 +124,4 @@ def _bring(process: WorkerProcess, lease: Lease, path: Path) -> None:
         )
     if key is None:
         raise InvalidInputError(f"the upload {weights} is gone", code="upload_not_found")
-    fetch_object(process, key, path)
+    fetch_object(process, key, path, on_part=held.move)

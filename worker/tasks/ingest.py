@@ -57,7 +57,7 @@ def _unpack(process: WorkerProcess, held: HeldLease, archive_key: str) -> bool:
     """
     lease, settings = held.lease, process.settings
     stint = Stint(process.db, lease, settings.io_turn_seconds)
-    file = open_ranged(process.store, settings.bucket, archive_key)
+    file = open_ranged(process.store, settings.bucket, archive_key, on_block=held.move)
     archive = open_archive(file, ArchiveLimits.from_settings(settings))
     survey = archive.survey()
     labels = Labels(survey)

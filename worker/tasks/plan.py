@@ -16,6 +16,7 @@ def plan_chunk(process: WorkerProcess, held: HeldLease) -> None:
         process.settings,
         held.lease,
         should_stop=held.should_stop,
+        on_look=held.move,
     )
     if not planned:
         let_go(process, held)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,8 @@ def warm_recogniser(process: WorkerProcess, tenant_id: str, version_id: str) -> 
             key,
             sha256=sha256,
             folder=process.settings.cache_dir.expanduser() / "weights",
+            # Whoever wants the same version waits for this load.
+            on_part=process.heartbeat.move_all,
         )
         try:
             return load_recogniser(spec, path, process.device, sha256=sha256)
@@ -65,8 +67,18 @@ def warm_recogniser(process: WorkerProcess, tenant_id: str, version_id: str) -> 
     return process.recognisers.get(version_id, load)
 
 
-def fetch_file(store: ObjectStore, bucket: str, key: str, *, sha256: str, folder: Path) -> Path:
+def fetch_file(
+    store: ObjectStore,
+    bucket: str,
+    key: str,
+    *,
+    sha256: str,
+    folder: Path,
+    on_part: Callable[[], None] = lambda: None,
+) -> Path:
     """A local copy of an object under the name of its digest; fetched where it is not there.
+
+    ``on_part`` hears of every part that came.
 
     Raises:
         StorageError: the object is not the one with this digest.
@@ -84,6 +96,7 @@ def fetch_file(store: ObjectStore, bucket: str, key: str, *, sha256: str, folder
                 while data := stream.read(_COPY_BYTES):
                     digest.update(data)
                     file.write(data)
+                    on_part()
             finally:
                 stream.close()
         if digest.hexdigest() != sha256:
@@ -166,8 +179,10 @@ def register_version(
     log.info("version_registered", version=version_id)
 
 
-def fetch_object(process: WorkerProcess, key: str, path: Path) -> None:
-    """Copy an object to a local file.
+def fetch_object(
+    process: WorkerProcess, key: str, path: Path, *, on_part: Callable[[], None] = lambda: None
+) -> None:
+    """Copy an object to a local file; ``on_part`` hears of every part that came.
 
     Raises:
         ObjectMissingError: it is not there.
@@ -178,6 +193,7 @@ def fetch_object(process: WorkerProcess, key: str, path: Path) -> None:
         with path.open("wb") as file:
             while data := stream.read(_COPY_BYTES):
                 file.write(data)
+                on_part()
     finally:
         stream.close()
 

@@ -1,0 +1,152 @@
+"""A store that is away for longer than a fetch waits costs a chunk time, and no item."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import func, select, update
+
+from app.db.session import Database
+from app.errors import StorageError
+from app.jobs.states import ChunkState, ChunkTask, ItemState, JobState
+from app.jobs.tables import Chunk, Item, Job
+from app.queues.names import Queue
+from app.settings import Settings
+from tests.factories import add_version, make_tenant
+from tests.jobs import add_planned_job, assert_closed, chunk_ids, look_at_chunk
+from tests.unit.pictures import DictStore, encode, picture, small_recogniser
+from worker.pipeline.values import ByteStream
+from worker.process import WorkerProcess
+from worker.tasks import predict
+from worker.tasks.door import open_door
+
+
+class FailingStore(DictStore):
+    """Fails for the keys it is told, or for all; ``bucket_exists`` answers while it is not away."""
+
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        super().__init__(objects)
+        self.is_away = False
+        self.bad: set[str] = set()
+
+    def open(
+        self, bucket: str, key: str, offset: int | None = None, length: int | None = None
+    ) -> ByteStream:
+        if self.is_away or key in self.bad:
+            raise StorageError(f"{key} was not given")
+        return super().open(bucket, key, offset, length)
+
+    def bucket_exists(self, _bucket: str) -> bool:
+        if self.is_away:
+            raise StorageError("the store does not answer")
+        return True
+
+
+@pytest.fixture
+def store() -> FailingStore:
+    """Twelve pictures."""
+    return FailingStore({f"{number}.png": encode(picture(number)) for number in range(12)})
+
+
+@pytest.fixture
+def owner(quiet: Database) -> str:
+    """A tenant in the second database."""
+    return make_tenant(quiet)
+
+
+@pytest.fixture
+def process(
+    settings: Settings, quiet: Database, store: FailingStore, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[WorkerProcess]:
+    """A worker's inside that recognises with a small network and reads from the failing store."""
+    recogniser = small_recogniser()
+    monkeypatch.setattr(predict, "warm_recogniser", lambda *_: recogniser)
+    process = WorkerProcess(
+        settings.model_copy(update={"max_kills": 3, "decode_processes": 1}), Queue.INFERENCE
+    )
+    process.db.close()
+    process.db = quiet
+    process.store = store  # type: ignore[assignment]
+    yield process
+    process.decoder.close()
+
+
+def make_job(db: Database, tenant_id: str, size: int) -> tuple[str, str]:
+    with db.tenant(tenant_id) as session:
+        job_id = add_planned_job(session, tenant_id, size)
+        version = add_version(session, tenant_id)
+        session.execute(update(Job).where(Job.id == job_id).values(model_version_id=version.id))
+    (chunk,) = chunk_ids(db, job_id)
+    return job_id, chunk
+
+
+def ring(process: WorkerProcess, db: Database, tenant_id: str, chunk_id: str) -> Chunk:
+    """Answer a bell for the chunk, which is due; its row afterwards."""
+    with db.system() as session:
+        session.execute(update(Chunk).where(Chunk.id == chunk_id).values(due_at=func.now()))
+    open_door(
+        process, ChunkTask.PREDICT, predict.predict_chunk, chunk_id=chunk_id, tenant_id=tenant_id
+    )
+    return look_at_chunk(db, chunk_id)
+
+
+def failed_items(db: Database, job_id: str) -> list[int]:
+    with db.system() as session:
+        return list(
+            session.scalars(
+                select(Item.ordinal)
+                .where(Item.job_id == job_id, Item.state == ItemState.FAILED)
+                .order_by(Item.ordinal)
+            )
+        )
+
+
+def test_chunk_of_which_nothing_could_be_read_waits_and_then_succeeds(
+    process: WorkerProcess, quiet: Database, owner: str, store: FailingStore
+) -> None:
+    job_id, chunk = make_job(quiet, owner, 12)
+    store.is_away = True
+    row = ring(process, quiet, owner, chunk)
+    assert (row.state, row.faults, row.kills) == (ChunkState.PENDING, 1, 0)
+    assert row.running_at is not None
+    assert row.due_at > row.running_at
+    store.is_away = False
+    ring(process, quiet, owner, chunk)
+    assert_closed(quiet, owner, job_id, JobState.SUCCEEDED)
+
+
+def test_store_that_goes_in_the_middle_keeps_what_was_read_and_the_rest_waits(
+    process: WorkerProcess, quiet: Database, owner: str, store: FailingStore
+) -> None:
+    job_id, chunk = make_job(quiet, owner, 12)
+    store.bad = {f"{number}.png" for number in range(5, 12)}
+    row = ring(process, quiet, owner, chunk)
+    assert (row.state, row.lo, row.hi, row.faults) == (ChunkState.PENDING, 5, 12, 1)
+    store.bad = set()
+    ring(process, quiet, owner, chunk)
+    assert assert_closed(quiet, owner, job_id, JobState.SUCCEEDED).succeeded == 12
+
+
+@pytest.mark.parametrize("bad", [4, 11])
+def test_single_object_that_fails_in_a_store_that_answers_is_its_item_s_error_at_once(
+    process: WorkerProcess, quiet: Database, owner: str, store: FailingStore, bad: int
+) -> None:
+    job_id, chunk = make_job(quiet, owner, 12)
+    store.bad = {f"{bad}.png"}
+    ring(process, quiet, owner, chunk)
+    job = assert_closed(quiet, owner, job_id, JobState.PARTIALLY_SUCCEEDED)
+    assert (job.succeeded, failed_items(quiet, job_id)) == (11, [bad])
+
+
+def test_objects_that_fail_at_every_try_are_their_items_errors_in_the_end(
+    process: WorkerProcess, quiet: Database, owner: str, store: FailingStore
+) -> None:
+    job_id, chunk = make_job(quiet, owner, 12)
+    store.bad = {f"{number}.png" for number in range(12)}
+    for faults in (1, 2):
+        assert ring(process, quiet, owner, chunk).faults == faults
+    ring(process, quiet, owner, chunk)
+    job = assert_closed(quiet, owner, job_id, JobState.FAILED)
+    assert (job.error or {})["code"] == "all_items_failed"
+    assert failed_items(quiet, job_id) == list(range(12))
