@@ -12,6 +12,8 @@ def test_every_key_begins_with_its_tenant() -> None:
         keys.shard("ten_1", "upl_1", 7),
         keys.weights("ten_1", "mdv_1"),
         keys.artifact("ten_1", "job_1", "results.jsonl"),
+        keys.checkpoint("ten_1", "job_1", 1, 500),
+        keys.checkpoint("ten_1", "job_1", 2, 500),
     ]
     assert all(key.startswith(keys.tenant_prefix("ten_1")) for key in made)
     assert len(set(made)) == len(made)

@@ -135,7 +135,9 @@ def test_evaluation_is_the_plain_mean_over_all_images() -> None:
     images = stripes(300)
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
     normalise = Normalise(small_spec().preprocess)
-    found = evaluate(module, normalise, images, device="cpu")
+    answered: list[int] = []
+    found = evaluate(module, normalise, images, device="cpu", on_answered=answered.append)
+    assert answered == [256, 44]
     with torch.inference_mode():
         logits = module(normalise(images.pixels))
     assert found.loss == pytest.approx(float(cross_entropy(logits, images.targets)), rel=1e-5)

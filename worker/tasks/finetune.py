@@ -39,6 +39,11 @@ def finetune_chunk(process: WorkerProcess, held: HeldLease) -> None:
         classes = resolve_dataset(session, lease.tenant_id, lease.dataset_version_id).classes
     spec = ModelSpec(recipe.arch, tuple(classes), default_preprocess(recipe.arch))
     checkpoints = Checkpoints(process, held)
+
+    def alive(_answered: int) -> None:
+        # No step of the training ends while a large split is answered.
+        held.report(held.progress)
+
     try:
         train, test = load_splits(
             process, held, spec, (Split.TRAIN, Split.TEST), on_progress=checkpoints.report
@@ -51,6 +56,7 @@ def finetune_chunk(process: WorkerProcess, held: HeldLease) -> None:
             device=process.device,
             on_begin=checkpoints.resume,
             before_batch=checkpoints.before_batch,
+            on_answered=alive,
             on_epoch=lambda report, state: checkpoints.keep_epoch(
                 state, lambda session: _log_epoch(session, lease, report)
             ),
@@ -59,7 +65,7 @@ def finetune_chunk(process: WorkerProcess, held: HeldLease) -> None:
         let_go(process, held)
         return
     normalise = Normalise(spec.preprocess).to(process.device)
-    tested = evaluate(module, normalise, test, device=process.device)
+    tested = evaluate(module, normalise, test, device=process.device, on_answered=alive)
     scores = score(tested.predicted, test.targets, spec.classes)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"

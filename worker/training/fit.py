@@ -63,12 +63,14 @@ def fit(
     on_epoch: Callable[[EpochReport, TrainingState], None],
     on_begin: Callable[[TrainingState], None] = _nothing,
     before_batch: Callable[[TrainingState], None] = _nothing,
+    on_answered: Callable[[int], None] = lambda _: None,
 ) -> nn.Module:
     """Train the network of ``spec`` from scratch; it comes back in evaluation mode.
 
     ``on_begin`` gets the state before the first step and may restore a checkpoint into it.
     ``before_batch`` is called before each ImageBatch, ``on_epoch`` as an epoch ends; both may
-    save the state, and end the training by raising. On a CPU the same seed gives the same
+    save the state, and end the training by raising. ``on_answered`` is that of :func:`evaluate`,
+    which follows each epoch. On a CPU the same seed gives the same
     network, however often it was interrupted.
 
     Raises:
@@ -101,7 +103,7 @@ def fit(
             train_loss, train_accuracy = train_one_epoch(
                 state, normalise, train, schedule, recipe=recipe, before_batch=before_batch
             )
-            tested = evaluate(module, normalise, test, device=device)
+            tested = evaluate(module, normalise, test, device=device, on_answered=on_answered)
             seconds = state.seconds
             state.epoch += 1
             state.begin_epoch()
@@ -159,9 +161,17 @@ def train_one_epoch(
 
 @torch.inference_mode()
 def evaluate(
-    module: nn.Module, normalise: nn.Module, images: ImageSet, *, device: str
+    module: nn.Module,
+    normalise: nn.Module,
+    images: ImageSet,
+    *,
+    device: str,
+    on_answered: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """Answer every image once, in order, without learning from it."""
+    """Answer every image once, in order, without learning from it.
+
+    ``on_answered`` hears after each ImageBatch how many images it held.
+    """
     module.eval()
     total_loss = torch.zeros((), device=device)
     predicted: list[Tensor] = []
@@ -173,6 +183,7 @@ def evaluate(
         logits = module(normalise(pixels.to(device)))
         total_loss += cross_entropy(logits, targets.to(device), reduction="sum")
         predicted.append(logits.argmax(dim=1).cpu())
+        on_answered(len(targets))
     answers = torch.cat(predicted)
     correct = int((answers == images.targets).sum())
     return Evaluation(float(total_loss) / len(images), correct / len(images), answers)
