@@ -23,6 +23,8 @@ MODEL_VERSION = "mdv"
 ARTIFACT = "art"
 TENANT = "ten"
 KEY = "key"
+WEBHOOK = "whk"
+DELIVERY = "dlv"
 REQUEST = "req"
 
 

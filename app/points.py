@@ -25,6 +25,7 @@ POINTS = (
     "close",  # a job is about to be closed, not committed
     "checkpoint_begun",  # a training's checkpoint is about to be stored
     "checkpoint_stored",  # it is stored, the chunk does not point to it yet
+    "webhook_posted",  # a receiver has answered, nothing is recorded yet
 )
 
 _act: Callable[[str], None] | None = None

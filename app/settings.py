@@ -6,11 +6,12 @@ Every field is one row: name, default, meaning. README's table is checked agains
 from __future__ import annotations
 
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import SettingsError
@@ -19,6 +20,7 @@ Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 
 MIB = 1024 * 1024
+_HOST_PATTERN = re.compile(r"(\*|(\*\.)?[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:([0-9]{1,5}|\*))?")
 
 
 class Settings(BaseSettings):
@@ -122,6 +124,21 @@ class Settings(BaseSettings):
         ),
     )
 
+    # Notifications
+    webhook_hosts: str = Field(
+        "",
+        description=(
+            "Hosts that webhooks may go to, with commas: `host`, `*.domain`, `host:port` or "
+            "`host:*`; empty means that webhooks are off."
+        ),
+    )
+    webhook_slots: Positive = Field(
+        16, description="Webhooks that one dispatcher may have under way at once."
+    )
+    event_days: Annotated[float, Field(gt=0)] = Field(
+        7, description="Days that events and ended webhook deliveries are kept."
+    )
+
     # Images and archives
     max_image_pixels: Positive = Field(40_000_000, description="Largest image, in pixels.")
     max_image_bytes: Positive = Field(64 * MIB, description="Largest image file, in bytes.")
@@ -163,6 +180,14 @@ class Settings(BaseSettings):
     )
     log_format: Literal["json", "console"] = Field("json", description="How a log line looks.")
 
+    @field_validator("webhook_hosts")
+    @classmethod
+    def _check_webhook_hosts(cls, value: str) -> str:
+        for pattern in _split(value):
+            if not _HOST_PATTERN.fullmatch(pattern):
+                raise ValueError(f"{pattern!r} is no host, *.domain, host:port or host:*")
+        return value
+
     @model_validator(mode="after")
     def _check_heartbeat(self) -> Self:
         if self.heartbeat_seconds >= self.lease_seconds:
@@ -171,6 +196,11 @@ class Settings(BaseSettings):
                 f"DARKROOM_LEASE_SECONDS ({self.lease_seconds:g}), or every lease ends under work"
             )
         return self
+
+    @property
+    def webhook_host_list(self) -> list[str]:
+        """The patterns of hosts that webhooks may go to."""
+        return _split(self.webhook_hosts)
 
     @cached_property
     def system_url(self) -> str:
@@ -186,6 +216,11 @@ class Settings(BaseSettings):
     def decode_process_count(self) -> int:
         """Decode children to start: the setting, or one per core this process may use."""
         return self.decode_processes or len(os.sched_getaffinity(0))
+
+
+def _split(value: str) -> list[str]:
+    """The words of a comma list."""
+    return [word.strip() for word in value.split(",") if word.strip()]
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -12,7 +12,8 @@ import app.jobs.tables
 import app.models.tables
 import app.tenants.tables
 import app.training.tables
-import app.uploads.tables  # noqa: F401  (each import adds its tables to the metadata)
+import app.uploads.tables
+import app.webhooks.tables  # noqa: F401  (each import adds its tables to the metadata)
 from app.db.base import Base
 from app.db.session import make_engine
 

@@ -25,6 +25,7 @@ from app.api import (
     multipart,
     results,
     uploads,
+    webhooks,
     workers,
 )
 from app.api.auth import check_key
@@ -57,6 +58,7 @@ _RESOURCES = (
     models.resource,
     artifacts.resource,
     keys.resource,
+    webhooks.resource,
     workers.resource,
     health.resource,
     metrics.resource,

@@ -22,6 +22,7 @@ _WORDS = {
     "arch": "squeezenet1_0",
     "weights": "torchvision:DEFAULT",
     "classes": "imagenet",
+    "url": "https://example.com/darkroom",
     "etag": "9b2cf535f27731c974343645a3985328",
 }
 
@@ -239,6 +240,7 @@ def _curl(
 
 def _sample_path(name: str) -> str:
     samples = {"upload_id": "upl", "job_id": "job", "artifact_id": "art", "key_id": "key"}
+    samples |= {"webhook_id": "whk", "delivery_id": "dlv"}
     if name in samples:
         return f"{samples[name]}_01k8zj5w3v9q4t6y8b0d2f4h6k"
     return "production" if name == "alias" else "digits"

@@ -16,6 +16,7 @@ from app.client.keys import Keys
 from app.client.models import Models
 from app.client.transport import Transport
 from app.client.uploads import Uploads
+from app.client.webhooks import Webhooks
 
 
 class Darkroom:
@@ -58,6 +59,7 @@ class Darkroom:
         self.models = Models(self.transport)
         self.artifacts = Artifacts(self.transport)
         self.keys = Keys(self.transport)
+        self.webhooks = Webhooks(self.transport)
 
     def openapi(self) -> dict[str, Any]:
         """The service's OpenAPI document."""

@@ -290,3 +290,37 @@ class Key(Value):
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
     last_used_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Webhook(Value):
+    """An address that is told of events."""
+
+    id: str
+    url: str = ""
+    events: tuple[str, ...] = field(default=(), metadata={"read": _names})
+    state: str = ""
+    disabled_reason: str | None = None
+    created_at: datetime | None = None
+    disabled_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery(Value):
+    """One event on its way to one webhook; receivers see ``id`` as ``webhook-id``."""
+
+    id: str
+    webhook_id: str = ""
+    job_id: str | None = None
+    event_number: int | None = None
+    event_type: str = ""
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    state: str = ""
+    attempts: int = 0
+    last_status: int | None = None
+    last_error: str | None = None
+    last_tried_at: datetime | None = None
+    next_try_at: datetime | None = None
+    created_at: datetime | None = None
+    delivered_at: datetime | None = None
+    failed_at: datetime | None = None

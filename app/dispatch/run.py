@@ -1,4 +1,6 @@
-"""The dispatcher: one loop that relays bells and sweeps; run as ``python -m app.dispatch.run``.
+"""The dispatcher, run as ``python -m app.dispatch.run``.
+
+One loop relays bells and sweeps, another delivers events to webhooks.
 
 Any number may run. It keeps nothing in memory that matters: killed at any point, the next
 loop of this or another dispatcher goes on.
@@ -18,6 +20,8 @@ from app.alive import show_alive
 from app.clock import monotonic_seconds
 from app.db.schema import require_schema
 from app.db.session import Database
+from app.dispatch.clean import clean_notifications
+from app.dispatch.notify import notifying
 from app.dispatch.relay import relay_once
 from app.dispatch.sweep import sweep_once
 from app.dispatch.tidy import tidy_loop
@@ -33,17 +37,20 @@ log = get_logger(__name__)
 #: Pause after the database or Redis did not answer.
 _PAUSE_SECONDS = 1.0
 _JOIN_SECONDS = 5.0
+#: Between two looks for rows that are too old to keep.
+_CLEAN_SECONDS = 30.0
 
 
 def run_loop(settings: Settings, db: Database, celery: Celery, stopping: threading.Event) -> None:
-    """Relay, sweep and tidy until ``stopping`` is set; survives the loss of every part."""
+    """Relay, sweep, notify and tidy until ``stopping`` is set; survives the loss of every part."""
     store = ObjectStore.from_settings(settings)
     tidying = threading.Thread(
         target=tidy_loop, args=(settings, db, store, stopping), name="tidy", daemon=True
     )
     tidying.start()
     try:
-        _relay_and_sweep(settings, db, celery, stopping)
+        with notifying(settings, db, stopping):
+            _relay_and_sweep(settings, db, celery, stopping)
     finally:
         # Bounded: a store that hangs must not keep the process, and nothing is lost.
         tidying.join(timeout=_JOIN_SECONDS)
@@ -52,7 +59,7 @@ def run_loop(settings: Settings, db: Database, celery: Celery, stopping: threadi
 def _relay_and_sweep(
     settings: Settings, db: Database, celery: Celery, stopping: threading.Event
 ) -> None:
-    relay_due = sweep_due = 0.0
+    relay_due = sweep_due = clean_due = 0.0
     while not stopping.is_set():
         # Apart, because a cancelled job must end although no bell can be rung.
         if monotonic_seconds() >= relay_due:
@@ -61,6 +68,9 @@ def _relay_and_sweep(
         if monotonic_seconds() >= sweep_due:
             well = _survive(lambda: _sweep(settings, db))
             sweep_due = monotonic_seconds() + (settings.sweep_seconds if well else _PAUSE_SECONDS)
+        if monotonic_seconds() >= clean_due:
+            _survive(lambda: _clean(settings, db))
+            clean_due = monotonic_seconds() + _CLEAN_SECONDS
         stopping.wait(settings.dispatch_seconds)
 
 
@@ -80,6 +90,12 @@ def _sweep(settings: Settings, db: Database) -> None:
     if swept:
         log.info("swept", **asdict(swept))
     show_alive(settings.alive_file)
+
+
+def _clean(settings: Settings, db: Database) -> None:
+    cleaned = clean_notifications(db, days=settings.event_days)
+    if cleaned:
+        log.info("cleaned", rows=cleaned)
 
 
 def _survive(step: Callable[[], None]) -> bool:

@@ -24,6 +24,8 @@ from app.api.app import create_app
 from app.jobs.artifacts import add_artifact
 from app.settings import Settings
 from app.training.metrics import log_metrics
+from app.webhooks.deliveries import send_test
+from app.webhooks.register import create_webhook
 from tests.api_client import Api, import_body, make_app, make_key
 
 CHECKS = [
@@ -64,6 +66,10 @@ def world(settings, database, objects):
     objects.put(settings.bucket, f"tenants/{tenant_id}/x", b"content")
     with database.tenant(tenant_id) as session:
         log_metrics(session, tenant_id, job, 1, {"loss": 0.5, "odd": float("nan")})
+        webhook = create_webhook(
+            session, tenant_id, url="https://example.com/", events=["job.failed"], allowed=["*"]
+        ).id
+        delivery = send_test(session, tenant_id, webhook).id
         artifact = add_artifact(
             session,
             tenant_id,
@@ -82,6 +88,8 @@ def world(settings, database, objects):
         "name": "digits",
         "number": 1,
         "alias": "production",
+        "webhook_id": webhook,
+        "delivery_id": delivery,
     }
     return app, api.key, found
 

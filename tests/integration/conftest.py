@@ -40,7 +40,7 @@ def second_database(postgres: LocalPostgres) -> Iterator[Database]:
 def quiet(second_database: Database) -> Database:
     """The second database without any job, chunk or worker in it."""
     with second_database.system() as session:
-        session.execute(text("TRUNCATE jobs, items, workers, turns CASCADE"))
+        session.execute(text("TRUNCATE jobs, items, workers, turns, webhooks CASCADE"))
     return second_database
 
 

@@ -28,6 +28,8 @@ from app.models.states import VersionState
 from app.tenants.keys import create_key, list_keys, revoke_key
 from app.tenants.scopes import Scope
 from app.training.metrics import log_metrics, read_metrics
+from app.webhooks.deliveries import send_test
+from app.webhooks.register import create_webhook
 from tests.factories import PEPPER, SPEC, add_job, add_upload, add_version, entry, make_tenant
 
 TABLES = [
@@ -44,6 +46,8 @@ TABLES = [
     "metrics",
     "uploads",
     "shards",
+    "webhooks",
+    "webhook_deliveries",
 ]
 
 
@@ -67,6 +71,10 @@ def furnish(database: Database) -> Owned:
         job = add_job(session, tenant_id)
         cancel_job(session, tenant_id, job.id)
         log_metrics(session, tenant_id, job.id, 1, {"loss": 0.5})
+        webhook = create_webhook(
+            session, tenant_id, url="https://example.com/", events=["job.failed"], allowed=["*"]
+        )
+        send_test(session, tenant_id, webhook.id)
         upload = add_upload(session, tenant_id, [entry(0), entry(1, "dog")])
         data = freeze_dataset(session, tenant_id, name="pets", upload_id=upload.id)
         version = add_version(session, tenant_id)

@@ -43,6 +43,8 @@ JobId = Annotated[str, id_of("job")]
 UploadId = Annotated[str, id_of("upl")]
 ArtifactId = Annotated[str, id_of("art")]
 KeyId = Annotated[str, id_of("key")]
+WebhookId = Annotated[str, id_of("whk")]
+DeliveryId = Annotated[str, id_of("dlv")]
 
 #: Names that clients choose; :mod:`app.names` holds the rule.
 Name = Annotated[str, StringConstraints(pattern=_NAME_PATTERN, max_length=100)]

@@ -1,0 +1,167 @@
+"""Webhooks: addresses that are told of events, the log of what they were sent, replay."""
+
+from __future__ import annotations
+
+from flask import Response
+from sqlalchemy.orm import Session
+
+from app.api.idempotency import once
+from app.api.parts import parts, principal
+from app.api.replies import Reply, as_json, page_fields, send
+from app.api.resource import Resource
+from app.api.schemas.base import PageQuery
+from app.api.schemas.webhooks import (
+    CreateWebhook,
+    DeliveriesQuery,
+    DeliveryAnswer,
+    DeliveryPage,
+    DeliveryPath,
+    WebhookAnswer,
+    WebhookPage,
+    WebhookPath,
+)
+from app.tenants.scopes import Scope
+from app.webhooks import deliveries as log
+from app.webhooks import register
+from app.webhooks.states import DeliveryState
+from app.webhooks.tables import WebhookDelivery
+
+resource = Resource("webhooks", "Webhooks", "Addresses of yours that are told of events.")
+
+
+@resource.route_as("post", "/webhooks", answers={201: WebhookAnswer}, scope=Scope.ADMIN)
+def create_webhook(body: CreateWebhook) -> Response:
+    """Register an address for events from now on.
+
+    Each event is POSTed as JSON, `{type, timestamp, data}`, at least once and in no promised
+    order; `webhook-id` is the same each time, so that you can tell a repeat. Any 2xx within
+    15 s takes it, 410 disables the webhook, and anything else is tried again for most of a day.
+    """
+    tenant_id, allowed = principal().tenant_id, parts().settings.webhook_host_list
+
+    def work(session: Session) -> Reply:
+        made = register.create_webhook(
+            session, tenant_id, url=body.url, events=body.events, allowed=allowed
+        )
+        return Reply(201, as_json(WebhookAnswer.model_validate(made)), f"/v1/webhooks/{made.id}")
+
+    return once(work)
+
+
+@resource.route_as("get", "/webhooks", answers={200: WebhookPage}, scope=Scope.ADMIN)
+def list_webhooks(query: PageQuery) -> Response:
+    """List webhooks, newest first."""
+    tenant_id = principal().tenant_id
+    with parts().db.tenant(tenant_id) as session:
+        rows, has_more = register.list_webhooks(
+            session, tenant_id, after=query.after, limit=query.limit
+        )
+    return send(WebhookPage(**page_fields(rows, has_more, WebhookAnswer.model_validate)))
+
+
+@resource.route_as("get", "/webhooks/<webhook_id>", answers={200: WebhookAnswer}, scope=Scope.ADMIN)
+def get_webhook(path: WebhookPath) -> Response:
+    """Read a webhook."""
+    tenant_id = principal().tenant_id
+    with parts().db.tenant(tenant_id) as session:
+        found = register.get_webhook(session, tenant_id, path.webhook_id)
+    return send(WebhookAnswer.model_validate(found))
+
+
+@resource.route_as("delete", "/webhooks/<webhook_id>", answers={204: None}, scope=Scope.ADMIN)
+def delete_webhook(path: WebhookPath) -> Response:
+    """Forget a webhook and the log of its deliveries."""
+    tenant_id = principal().tenant_id
+    with parts().db.tenant(tenant_id) as session:
+        register.delete_webhook(session, tenant_id, path.webhook_id)
+    return Response(status=204)
+
+
+@resource.route_as(
+    "post", "/webhooks/<webhook_id>/enable", answers={200: WebhookAnswer}, scope=Scope.ADMIN
+)
+def enable_webhook(path: WebhookPath) -> Response:
+    """Tell a disabled webhook of events again, from now on."""
+    tenant_id = principal().tenant_id
+
+    def work(session: Session) -> Reply:
+        found = register.enable_webhook(session, tenant_id, path.webhook_id)
+        return Reply(200, as_json(WebhookAnswer.model_validate(found)))
+
+    return once(work)
+
+
+@resource.route_as(
+    "post", "/webhooks/<webhook_id>/test", answers={202: DeliveryAnswer}, scope=Scope.ADMIN
+)
+def test_webhook(path: WebhookPath) -> Response:
+    """Send the webhook a `webhook.test` that tells of no job."""
+    tenant_id = principal().tenant_id
+    return once(
+        lambda session: _sent_soon(log.send_test(session, tenant_id, path.webhook_id)),
+    )
+
+
+@resource.route_as(
+    "get",
+    "/webhooks/<webhook_id>/deliveries",
+    answers={200: DeliveryPage},
+    scope=Scope.ADMIN,
+)
+def list_deliveries(path: WebhookPath, query: DeliveriesQuery) -> Response:
+    """Read what a webhook was sent, or is still owed, newest first."""
+    tenant_id = principal().tenant_id
+    with parts().db.tenant(tenant_id) as session:
+        rows, has_more = log.list_deliveries(
+            session,
+            tenant_id,
+            path.webhook_id,
+            after=query.after,
+            limit=query.limit,
+            state=DeliveryState(query.state) if query.state else None,
+        )
+    return send(DeliveryPage(**page_fields(rows, has_more, show_delivery)))
+
+
+@resource.route_as(
+    "post",
+    "/webhooks/<webhook_id>/deliveries/<delivery_id>/replay",
+    answers={202: DeliveryAnswer},
+    scope=Scope.ADMIN,
+)
+def replay_delivery(path: DeliveryPath) -> Response:
+    """Send a delivery again that was delivered or given up; one that is under way stays so."""
+    tenant_id = principal().tenant_id
+    return once(
+        lambda session: _sent_soon(
+            log.replay_delivery(session, tenant_id, path.webhook_id, path.delivery_id)
+        ),
+    )
+
+
+def show_delivery(delivery: WebhookDelivery) -> DeliveryAnswer:
+    """A delivery as an answer."""
+    waits = delivery.state == DeliveryState.PENDING
+    return DeliveryAnswer.model_validate(
+        {
+            "id": delivery.id,
+            "webhook_id": delivery.webhook_id,
+            "job_id": delivery.job_id,
+            "event_number": delivery.event_number,
+            "event_type": delivery.event_type,
+            "payload": delivery.payload,
+            "state": delivery.state,
+            "attempts": delivery.attempt,
+            "last_status": delivery.last_status,
+            "last_error": delivery.last_error,
+            "last_tried_at": delivery.last_tried_at,
+            "next_try_at": delivery.due_at if waits else None,
+            "created_at": delivery.created_at,
+            "delivered_at": delivery.delivered_at,
+            "failed_at": delivery.failed_at,
+        }
+    )
+
+
+def _sent_soon(delivery: WebhookDelivery) -> Reply:
+    return Reply(202, as_json(show_delivery(delivery)))

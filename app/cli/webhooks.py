@@ -1,0 +1,149 @@
+"""``darkroom webhooks add | list | remove | enable | test | deliveries | replay``."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Annotated
+
+import typer
+
+from app.cli.connect import GuardedGroup, JsonFlag, connect
+from app.cli.console import print_json, print_table, say, state_text
+from app.cli.words import ago_text
+
+app = typer.Typer(cls=GuardedGroup, help="Addresses that are told of events.", no_args_is_help=True)
+
+WebhookId = Annotated[str, typer.Argument(metavar="WEBHOOK", help="whk_…", show_default=False)]
+
+
+@app.command()
+def add(
+    context: typer.Context,
+    url: Annotated[str, typer.Argument(metavar="URL", help="https://…", show_default=False)],
+    event: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Such as job.succeeded or job.progress; repeat for more. Else how a job ended.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Register an address; the operator must allow its host (DARKROOM_WEBHOOK_HOSTS)."""
+    with connect(context) as darkroom:
+        webhook = darkroom.webhooks.create(url, event)
+    if as_json:
+        print_json(webhook.raw)
+        return
+    say(f"{webhook.id}  {webhook.url}")
+
+
+@app.command("list")
+def list_webhooks(context: typer.Context, as_json: JsonFlag = False) -> None:
+    """List webhooks, newest first."""
+    with connect(context) as darkroom:
+        webhooks = list(darkroom.webhooks.list())
+    if as_json:
+        print_json([webhook.raw for webhook in webhooks])
+        return
+    print_table(
+        ("webhook", "state", "url", "events"),
+        [
+            (
+                webhook.id,
+                f"{webhook.state} ({webhook.disabled_reason})"
+                if webhook.disabled_reason
+                else webhook.state,
+                webhook.url,
+                " ".join(webhook.events),
+            )
+            for webhook in webhooks
+        ],
+        wrap=("url", "events"),
+        empty="no webhooks",
+    )
+
+
+@app.command()
+def remove(context: typer.Context, webhook_id: WebhookId) -> None:
+    """Forget a webhook and the log of its deliveries."""
+    with connect(context) as darkroom:
+        darkroom.webhooks.delete(webhook_id)
+    say(f"{webhook_id} removed")
+
+
+@app.command()
+def enable(context: typer.Context, webhook_id: WebhookId, as_json: JsonFlag = False) -> None:
+    """Tell a disabled webhook of events again, from now on."""
+    with connect(context) as darkroom:
+        webhook = darkroom.webhooks.enable(webhook_id)
+    if as_json:
+        print_json(webhook.raw)
+        return
+    say(f"{webhook.id} {webhook.state}")
+
+
+@app.command("test")
+def send_test(context: typer.Context, webhook_id: WebhookId, as_json: JsonFlag = False) -> None:
+    """Send a webhook.test that tells of no job; see `deliveries` for what became of it."""
+    with connect(context) as darkroom:
+        delivery = darkroom.webhooks.test(webhook_id)
+    if as_json:
+        print_json(delivery.raw)
+        return
+    say(f"{delivery.id} {delivery.state}")
+
+
+@app.command()
+def deliveries(
+    context: typer.Context,
+    webhook_id: WebhookId,
+    state: Annotated[
+        str | None, typer.Option(help="pending, sending, delivered or failed.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Deliveries to show.")] = 20,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show what a webhook was sent, or is still owed, newest first."""
+    with connect(context) as darkroom:
+        found = list(islice(darkroom.webhooks.deliveries(webhook_id, state=state), limit))
+    if as_json:
+        print_json([delivery.raw for delivery in found])
+        return
+    print_table(
+        ("delivery", "state", "event", "job", "attempts", "answer", "made"),
+        [
+            (
+                delivery.id,
+                state_text(delivery.state),
+                delivery.event_type,
+                delivery.job_id or "",
+                delivery.attempts,
+                delivery.last_error or delivery.last_status or "",
+                ago_text(delivery.created_at),
+            )
+            for delivery in found
+        ],
+        right=("attempts",),
+        wrap=("answer",),
+        spare=("made", "job"),
+        empty="no deliveries",
+    )
+
+
+@app.command()
+def replay(
+    context: typer.Context,
+    webhook_id: WebhookId,
+    delivery_id: Annotated[
+        str, typer.Argument(metavar="DELIVERY", help="dlv_…", show_default=False)
+    ],
+    as_json: JsonFlag = False,
+) -> None:
+    """Send a delivery again that was delivered or given up."""
+    with connect(context) as darkroom:
+        delivery = darkroom.webhooks.replay(webhook_id, delivery_id)
+    if as_json:
+        print_json(delivery.raw)
+        return
+    say(f"{delivery.id} {delivery.state}")

@@ -1,0 +1,113 @@
+"""Registering addresses that want to be told of events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from app.db.page import fetch_page
+from app.db.transition import transition
+from app.errors import ConflictError, NotFoundError
+from app.ids import WEBHOOK, new_id
+from app.webhooks.hosts import check_url
+from app.webhooks.states import WEBHOOK_SOURCES, WebhookState
+from app.webhooks.tables import Webhook
+
+#: Every event of a tenant becomes a delivery for each of its webhooks.
+_MOST_PER_TENANT = 20
+
+
+def create_webhook(
+    session: Session, tenant_id: str, *, url: str, events: Sequence[str], allowed: Sequence[str]
+) -> Webhook:
+    """Register ``url`` for events of these types from now on.
+
+    Raises:
+        InvalidInputError: no address, or not one that the operator allows.
+        ConflictError: ``too_many_webhooks``.
+    """
+    check_url(url, allowed)
+    count = session.scalar(
+        select(func.count()).select_from(Webhook).where(Webhook.tenant_id == tenant_id)
+    )
+    if (count or 0) >= _MOST_PER_TENANT:
+        raise ConflictError(
+            f"there are {count} webhooks already, the most there may be; delete one first",
+            code="too_many_webhooks",
+        )
+    webhook = Webhook(
+        id=new_id(WEBHOOK),
+        tenant_id=tenant_id,
+        url=url,
+        events=list(dict.fromkeys(events)),
+        state=WebhookState.ENABLED,
+    )
+    session.add(webhook)
+    session.flush()
+    session.refresh(webhook)
+    return webhook
+
+
+def get_webhook(session: Session, tenant_id: str, webhook_id: str) -> Webhook:
+    """The webhook. Raises NotFoundError where this tenant has no such one."""
+    webhook = session.scalar(
+        select(Webhook).where(Webhook.id == webhook_id, Webhook.tenant_id == tenant_id)
+    )
+    if webhook is None:
+        raise NotFoundError(f"no webhook {webhook_id}", code="webhook_not_found")
+    return webhook
+
+
+def list_webhooks(
+    session: Session, tenant_id: str, *, after: str | None = None, limit: int = 50
+) -> tuple[list[Webhook], bool]:
+    """A page of webhooks, newest first, and whether more follow."""
+    query = select(Webhook).where(Webhook.tenant_id == tenant_id)
+    return fetch_page(session, query, Webhook.id, after=after, limit=limit)
+
+
+def delete_webhook(session: Session, tenant_id: str, webhook_id: str) -> None:
+    """Forget a webhook and the log of its deliveries.
+
+    Raises:
+        NotFoundError: no such webhook.
+    """
+    get_webhook(session, tenant_id, webhook_id)
+    session.execute(
+        delete(Webhook)
+        .where(Webhook.id == webhook_id, Webhook.tenant_id == tenant_id)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def enable_webhook(session: Session, tenant_id: str, webhook_id: str) -> Webhook:
+    """Tell a webhook of events again, from now on; an enabled one stays as it is.
+
+    Raises:
+        NotFoundError: no such webhook.
+    """
+    transition(
+        session,
+        Webhook,
+        WebhookState.ENABLED,
+        sources=WEBHOOK_SOURCES[WebhookState.ENABLED],
+        where=[Webhook.id == webhook_id, Webhook.tenant_id == tenant_id],
+        values={"disabled_reason": None, "disabled_at": None},
+    )
+    webhook = get_webhook(session, tenant_id, webhook_id)
+    session.refresh(webhook)
+    return webhook
+
+
+def disable_webhook(session: Session, tenant_id: str, webhook_id: str, reason: str) -> None:
+    """Tell a webhook of nothing any more; what is still due fails instead of being sent."""
+    transition(
+        session,
+        Webhook,
+        WebhookState.DISABLED,
+        sources=WEBHOOK_SOURCES[WebhookState.DISABLED],
+        where=[Webhook.id == webhook_id, Webhook.tenant_id == tenant_id],
+        values={"disabled_reason": reason},
+    )

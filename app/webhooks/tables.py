@@ -1,0 +1,85 @@
+"""Webhooks and the deliveries that they are owed, as rows."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    Integer,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db.base import Base, Id, Json, JsonList, Moment, one_of
+from app.webhooks.states import DeliveryState, WebhookState
+
+
+class Webhook(Base):
+    """An address of a tenant's that is told of events."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[Id] = mapped_column(primary_key=True)
+    tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
+    url: Mapped[str] = mapped_column(Text)
+    #: Types of the events it wants.
+    events: Mapped[JsonList]
+    state: Mapped[str] = mapped_column(Text)
+    #: Why it is disabled: ``gone`` where the receiver said 410.
+    disabled_reason: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[Moment] = mapped_column(server_default=func.now())
+    disabled_at: Mapped[Moment | None]
+
+    __table_args__ = (
+        CheckConstraint(one_of("state", WebhookState), name="state"),
+        Index("ix_webhooks_tenant_id_id", "tenant_id", "id"),
+    )
+
+
+class WebhookDelivery(Base):
+    """One event on its way to one webhook; its id is the ``webhook-id`` that receivers see."""
+
+    __tablename__ = "webhook_deliveries"
+
+    id: Mapped[Id] = mapped_column(primary_key=True)
+    tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
+    webhook_id: Mapped[Id] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    #: The event, which is cleaned up sooner; null in a test of the webhook.
+    job_id: Mapped[Id | None]
+    event_number: Mapped[int | None] = mapped_column(BigInteger)
+    event_type: Mapped[str] = mapped_column(Text)
+    #: What is sent.
+    payload: Mapped[Json]
+    state: Mapped[str] = mapped_column(Text)
+    #: The fencing token: grows with every claim, so it counts the times it may have been sent.
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    #: Claims since it was written or last replayed; decides when it is given up.
+    tries: Mapped[int] = mapped_column(Integer, default=0)
+    #: When to claim it: pending, the next try; sending, the end of the lease.
+    due_at: Mapped[Moment] = mapped_column(server_default=func.now())
+    #: The receiver's last answer.
+    last_status: Mapped[int | None] = mapped_column(Integer)
+    #: Why the last try failed.
+    last_error: Mapped[str | None] = mapped_column(Text)
+    last_tried_at: Mapped[Moment | None]
+    created_at: Mapped[Moment] = mapped_column(server_default=func.now())
+    delivered_at: Mapped[Moment | None]
+    failed_at: Mapped[Moment | None]
+
+    __table_args__ = (
+        CheckConstraint(one_of("state", DeliveryState), name="state"),
+        # However often an event is fanned out: one delivery.
+        UniqueConstraint("webhook_id", "job_id", "event_number"),
+        Index("ix_webhook_deliveries_webhook_id_id", "webhook_id", "id"),
+        Index(
+            "ix_webhook_deliveries_due_at",
+            "due_at",
+            postgresql_where=text("state IN ('pending', 'sending')"),
+        ),
+        Index("ix_webhook_deliveries_created_at", "created_at"),
+    )

@@ -1,0 +1,148 @@
+"""Webhooks over HTTP, through the client and on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import pytest
+from typer.testing import CliRunner, Result
+
+from app.cli.connect import Service
+from app.cli.main import app as darkroom
+from app.client import Darkroom
+from app.db.session import Database
+from app.settings import Settings
+from app.storage.s3 import ObjectStore
+from app.tenants.scopes import Scope
+from app.webhooks.register import create_webhook
+from tests.api_client import Api, make_app, make_key
+from tests.factories import make_tenant
+
+HOOK = "http://127.0.0.1:9/hook"
+
+
+@pytest.fixture
+def app(settings: Settings, objects: ObjectStore) -> Any:
+    return make_app(settings.model_copy(update={"webhook_hosts": "127.0.0.1:*"}), objects)
+
+
+@pytest.fixture
+def api(app: Any, database: Database, settings: Settings, tenant_id: str) -> Api:
+    return Api(app, make_key(database, settings, tenant_id))
+
+
+@pytest.fixture
+def client(app: Any, api: Api) -> Darkroom:
+    return Darkroom("http://here", api.key, http=httpx2.WSGITransport(app=app))
+
+
+@pytest.fixture
+def run(app: Any, api: Api, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    monkeypatch.setenv("DARKROOM_API_KEY", api.key)
+    service = Service("http://here", httpx2.WSGITransport(app=app))
+
+    def run(*words: str) -> Result:
+        done = CliRunner().invoke(darkroom, ["webhooks", *words], obj=service)
+        assert done.exit_code == 0, done.output
+        return done
+
+    return run
+
+
+def test_webhook_is_made_listed_tested_replayed_and_forgotten(client: Darkroom) -> None:
+    made = client.webhooks.create(HOOK, ["job.failed", "job.progress"])
+    assert (made.url, made.events, made.state) == (HOOK, ("job.failed", "job.progress"), "enabled")
+    default = client.webhooks.create(HOOK)
+    assert "job.succeeded" in default.events
+    assert "job.progress" not in default.events
+    assert [each.id for each in client.webhooks.list()] == [default.id, made.id]
+    assert client.webhooks.get(made.id).id == made.id
+    tests = [client.webhooks.test(made.id) for _ in range(3)]
+    assert (tests[0].state, tests[0].event_type, tests[0].job_id) == (
+        "pending",
+        "webhook.test",
+        None,
+    )
+    assert [each.id for each in client.webhooks.deliveries(made.id)] == [
+        each.id for each in reversed(tests)
+    ]
+    assert list(client.webhooks.deliveries(made.id, state="failed")) == []
+    assert client.webhooks.replay(made.id, tests[0].id).next_try_at is not None
+    assert client.webhooks.enable(made.id).state == "enabled"
+    client.webhooks.delete(made.id)
+    assert [each.id for each in client.webhooks.list()] == [default.id]
+
+
+def test_command_line_does_the_same(run: Callable[..., Result]) -> None:
+    made = json.loads(run("add", HOOK, "--event", "job.failed", "--json").stdout)
+    assert made["events"] == ["job.failed"]
+    assert made["id"] in run("list").stdout
+    delivery = json.loads(run("test", made["id"], "--json").stdout)
+    shown = run("deliveries", made["id"]).stdout
+    assert delivery["id"] in shown
+    assert "webhook.test" in shown
+    assert "pending" in run("replay", made["id"], delivery["id"]).stdout
+    assert "enabled" in run("enable", made["id"]).stdout
+    run("remove", made["id"])
+    assert run("list").stdout == ""
+
+
+def test_webhooks_are_off_until_the_operator_names_hosts(
+    settings: Settings, objects: ObjectStore, database: Database, tenant_id: str
+) -> None:
+    api = Api(make_app(settings, objects), make_key(database, settings, tenant_id))
+    refused = api("POST", "/v1/webhooks", json={"url": "https://example.com/hook"})
+    assert (refused.status_code, refused.json["code"]) == (422, "webhook_host_not_allowed")
+    assert "webhooks are off" in refused.json["detail"]
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("http://127.0.0.2:9/", "webhook_host_not_allowed"),
+        ("http://user@127.0.0.1:9/", "webhook_url_invalid"),
+        ("gopher://127.0.0.1:9/", "webhook_url_invalid"),
+    ],
+)
+def test_address_that_is_not_allowed_is_refused(api: Api, url: str, code: str) -> None:
+    refused = api("POST", "/v1/webhooks", json={"url": url})
+    assert (refused.status_code, refused.json["code"]) == (422, code)
+
+
+def test_number_of_webhooks_is_bounded(api: Api) -> None:
+    for _ in range(20):
+        assert api("POST", "/v1/webhooks", json={"url": HOOK}).status_code == 201
+    refused = api("POST", "/v1/webhooks", json={"url": HOOK})
+    assert (refused.status_code, refused.json["code"]) == (409, "too_many_webhooks")
+
+
+def test_webhook_of_another_tenant_is_not_found_by_any_verb(api: Api, database: Database) -> None:
+    stranger = make_tenant(database)
+    with database.tenant(stranger) as session:
+        webhook = create_webhook(
+            session, stranger, url=HOOK, events=["job.failed"], allowed=["127.0.0.1:*"]
+        ).id
+    here = f"/v1/webhooks/{webhook}"
+    delivery = "dlv_01k8zj5w3v9q4t6y8b0d2f4h6k"
+    for method, path in (
+        ("GET", here),
+        ("DELETE", here),
+        ("POST", f"{here}/enable"),
+        ("POST", f"{here}/test"),
+        ("GET", f"{here}/deliveries"),
+        ("POST", f"{here}/deliveries/{delivery}/replay"),
+    ):
+        refused = api(method, path)
+        assert (refused.status_code, refused.json["code"]) == (404, "webhook_not_found"), path
+    assert api("GET", "/v1/webhooks").json["data"] == []
+
+
+def test_webhooks_are_for_admins(
+    app: Any, database: Database, settings: Settings, tenant_id: str
+) -> None:
+    reader = Api(app, make_key(database, settings, tenant_id, Scope.JOBS_READ, Scope.JOBS_WRITE))
+    refused = reader("GET", "/v1/webhooks")
+    assert (refused.status_code, refused.json["code"]) == (403, "scope_missing")

@@ -1,0 +1,420 @@
+"""Webhooks: every event reaches its receivers at least once, whatever dies on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import func, select, update
+
+from app.db.session import Database
+from app.dispatch.clean import clean_notifications
+from app.dispatch.fan_out import fan_out
+from app.dispatch.notify import notifying
+from app.dispatch.stops import end_stopped_jobs
+from app.jobs.cancel import cancel_job
+from app.jobs.events import Event
+from app.jobs.states import EventState
+from app.settings import Settings
+from app.stack.processes import free_port
+from app.webhooks.deliver import (
+    MOST_TRIES,
+    Claimed,
+    back_off_seconds,
+    claim_delivery,
+    deliver,
+    record_outcome,
+)
+from app.webhooks.deliveries import replay_delivery, send_test
+from app.webhooks.register import create_webhook, enable_webhook, get_webhook
+from app.webhooks.send import Outcome
+from app.webhooks.states import DeliveryState, WebhookState
+from app.webhooks.tables import WebhookDelivery
+from tests.factories import make_tenant
+from tests.jobs import add_planned_job, at_once
+from tests.receiver import Receiver
+from tests.service import environment, wait_until
+
+LOCAL = ["127.0.0.1:*"]
+
+
+@pytest.fixture
+def local(settings: Settings) -> Settings:
+    """Settings that let webhooks go to this machine."""
+    return settings.model_copy(update={"webhook_hosts": ",".join(LOCAL)})
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        yield receiver
+
+
+def add_webhook(db: Database, tenant_id: str, url: str, *events: str) -> str:
+    with db.tenant(tenant_id) as session:
+        return create_webhook(
+            session, tenant_id, url=url, events=events or ("job.cancelled",), allowed=LOCAL
+        ).id
+
+
+def cancelled_job(db: Database, tenant_id: str) -> str:
+    """The id of a job that has been cancelled: two events."""
+    with db.tenant(tenant_id) as session:
+        job_id = add_planned_job(session, tenant_id, 3)
+        cancel_job(session, tenant_id, job_id)
+    end_stopped_jobs(db)
+    return job_id
+
+
+def deliveries_of(db: Database, webhook_id: str) -> list[WebhookDelivery]:
+    with db.system() as session:
+        return list(
+            session.scalars(
+                select(WebhookDelivery)
+                .where(WebhookDelivery.webhook_id == webhook_id)
+                .order_by(WebhookDelivery.due_at)
+            )
+        )
+
+
+def only_delivery(db: Database, webhook_id: str) -> WebhookDelivery:
+    (delivery,) = deliveries_of(db, webhook_id)
+    return delivery
+
+
+def make_due(db: Database, webhook_id: str) -> None:
+    """Let the time until the next try, or the end of a lease, pass."""
+    with db.system() as session:
+        session.execute(
+            update(WebhookDelivery)
+            .where(WebhookDelivery.webhook_id == webhook_id)
+            .values(due_at=func.now() - func.make_interval(0, 0, 0, 0, 0, 0, 1))
+        )
+
+
+def claim(db: Database) -> Claimed | None:
+    with db.system() as session:
+        return claim_delivery(session)
+
+
+def send_all(db: Database) -> int:
+    """Fan out and send until nothing is due; how many POSTs."""
+    while fan_out(db):
+        continue
+    count = 0
+    while claimed := claim(db):
+        deliver(db, claimed, LOCAL)
+        count += 1
+    return count
+
+
+@contextmanager
+def delivering(settings: Settings, db: Database) -> Iterator[None]:
+    with notifying(settings, db, threading.Event()):
+        yield
+
+
+def test_event_is_delivered_with_what_happened(
+    quiet: Database, local: Settings, receiver: Receiver
+) -> None:
+    owner = make_tenant(quiet)
+    webhook = add_webhook(quiet, owner, receiver.url)
+    job_id = cancelled_job(quiet, owner)
+    with delivering(local, quiet):
+        wait_until(lambda: receiver.received, "the receiver is told")
+        delivery = wait_until(
+            lambda: next(
+                (each for each in deliveries_of(quiet, webhook) if each.delivered_at), None
+            ),
+            "the delivery is recorded",
+        )
+    (received,) = receiver.received
+    assert received.path == "/hook"
+    assert received.webhook_id == delivery.id
+    assert received.headers["content-type"] == "application/json"
+    assert received.headers["webhook-timestamp"].isdigit()
+    assert received.body["type"] == "job.cancelled"
+    data = received.body["data"]
+    assert (data["job_id"], data["event"], data["state"]) == (job_id, 2, "cancelled")
+    assert data["counts"]["cancelled"] == 3
+    assert (delivery.state, delivery.attempt, delivery.last_status) == (
+        DeliveryState.DELIVERED,
+        1,
+        200,
+    )
+
+
+def test_each_webhook_gets_the_types_it_asked_for_and_no_other_tenants(
+    quiet: Database, receiver: Receiver
+) -> None:
+    owner, stranger = make_tenant(quiet), make_tenant(quiet)
+    both = add_webhook(quiet, owner, receiver.url, "job.cancelling", "job.cancelled")
+    one = add_webhook(quiet, owner, receiver.url, "job.cancelling")
+    foreign = add_webhook(quiet, stranger, receiver.url, "job.cancelling", "job.cancelled")
+    cancelled_job(quiet, owner)
+    assert send_all(quiet) == 3
+    assert [each.event_type for each in deliveries_of(quiet, both)] == [
+        "job.cancelling",
+        "job.cancelled",
+    ]
+    assert [each.event_type for each in deliveries_of(quiet, one)] == ["job.cancelling"]
+    assert deliveries_of(quiet, foreign) == []
+
+
+def test_many_fan_outs_at_once_make_one_delivery_of_each_event(quiet: Database) -> None:
+    owner = make_tenant(quiet)
+    webhook = add_webhook(quiet, owner, "http://127.0.0.1:9/", "job.cancelling", "job.cancelled")
+    jobs = [cancelled_job(quiet, owner) for _ in range(10)]
+    assert sum(at_once(*[lambda: fan_out(quiet)] * 4)) == 20  # type: ignore[misc]
+    found = [(each.job_id, each.event_number) for each in deliveries_of(quiet, webhook)]
+    assert sorted(found) == sorted((job, number) for job in jobs for number in (1, 2))
+    with quiet.system() as session:
+        states = set(session.scalars(select(Event.state).where(Event.job_id.in_(jobs))))
+    assert states == {EventState.FANNED_OUT}
+
+
+def test_event_that_commits_late_is_not_passed_over(quiet: Database) -> None:
+    owner = make_tenant(quiet)
+    webhook = add_webhook(quiet, owner, "http://127.0.0.1:9/", "job.cancelling")
+    with quiet.tenant(owner) as session:
+        late = add_planned_job(session, owner, 1)
+    with quiet.tenant(owner) as session:
+        cancel_job(session, owner, late)
+        session.flush()
+        early = cancelled_job(quiet, owner)
+        assert fan_out(quiet) == 2
+    assert fan_out(quiet) == 1
+    assert {each.job_id for each in deliveries_of(quiet, webhook)} == {early, late}
+
+
+def test_receiver_that_is_down_gets_it_when_it_is_up_again(quiet: Database) -> None:
+    owner, port = make_tenant(quiet), free_port()
+    webhook = add_webhook(quiet, owner, f"http://127.0.0.1:{port}/hook")
+    cancelled_job(quiet, owner)
+    assert send_all(quiet) == 1
+    waiting = only_delivery(quiet, webhook)
+    assert waiting.state == DeliveryState.PENDING
+    assert waiting.last_error == "the receiver refused the connection"
+    assert waiting.last_tried_at is not None
+    assert 3 < (waiting.due_at - waiting.last_tried_at).total_seconds() < 8
+    with Receiver(port) as receiver:
+        receiver.status = 503
+        make_due(quiet, webhook)
+        assert send_all(quiet) == 1
+        assert only_delivery(quiet, webhook).last_error == "the receiver answered 503"
+        receiver.status = 204
+        make_due(quiet, webhook)
+        assert send_all(quiet) == 1
+    delivered = only_delivery(quiet, webhook)
+    assert (delivered.state, delivered.attempt) == (DeliveryState.DELIVERED, 3)
+    assert delivered.last_error is None
+    assert {each.webhook_id for each in receiver.received} == {delivered.id}
+
+
+def test_receiver_that_never_answers_well_is_given_up_and_can_be_replayed(
+    quiet: Database, receiver: Receiver
+) -> None:
+    owner = make_tenant(quiet)
+    webhook = add_webhook(quiet, owner, receiver.url)
+    cancelled_job(quiet, owner)
+    receiver.status = 500
+    for _ in range(MOST_TRIES):
+        assert send_all(quiet) == 1
+        make_due(quiet, webhook)
+    assert send_all(quiet) == 0
+    failed = only_delivery(quiet, webhook)
+    assert (failed.state, failed.attempt) == (DeliveryState.FAILED, MOST_TRIES)
+    receiver.status = 200
+    with quiet.tenant(owner) as session:
+        replayed = replay_delivery(session, owner, webhook, failed.id)
+        assert (replayed.state, replayed.failed_at) == (DeliveryState.PENDING, None)
+        # Once more changes nothing: it is under way.
+        replay_delivery(session, owner, webhook, failed.id)
+    assert send_all(quiet) == 1
+    delivered = only_delivery(quiet, webhook)
+    assert (delivered.id, delivered.state) == (failed.id, DeliveryState.DELIVERED)
+    assert receiver.received[-1].webhook_id == receiver.received[0].webhook_id
+
+
+def test_tries_fill_most_of_a_day_and_never_wait_longer_than_eight_hours() -> None:
+    waits = [back_off_seconds(tries) for tries in range(1, MOST_TRIES)]
+    assert 4 <= waits[0] <= 6
+    assert max(waits) <= 8 * 3600 * 1.2
+    assert 12 * 3600 < sum(waits) < 30 * 3600
+
+
+def test_receiver_that_is_gone_disables_its_webhook(quiet: Database, receiver: Receiver) -> None:
+    owner = make_tenant(quiet)
+    webhook = add_webhook(quiet, owner, receiver.url, "job.cancelling", "job.cancelled")
+    cancelled_job(quiet, owner)
+    receiver.status = 410
+    assert send_all(quiet) == 2
+    # The second was claimed after the first had disabled it: nothing was sent.
+    assert len(receiver.received) == 1
+    assert {each.state for each in deliveries_of(quiet, webhook)} == {DeliveryState.FAILED}
+    with quiet.tenant(owner) as session:
+        found = get_webhook(session, owner, webhook)
+        assert (found.state, found.disabled_reason) == (WebhookState.DISABLED, "gone")
+        assert found.disabled_at is not None
+    cancelled_job(quiet, owner)
+    assert send_all(quiet) == 0
+    with quiet.tenant(owner) as session:
+        again = enable_webhook(session, owner, webhook)
+        assert (again.state, again.disabled_reason, again.disabled_at) == ("enabled", None, None)
+    receiver.status = 200
+    cancelled_job(quiet, owner)
+    assert send_all(quiet) == 2
+
+
+def test_redirect_is_not_followed(quiet: Database, receiver: Receiver) -> None:
+    owner = make_tenant(quiet)
+    webhook = add_webhook(quiet, owner, receiver.url)
+    cancelled_job(quiet, owner)
+    receiver.status, receiver.headers = 302, {"Location": receiver.url}
+    send_all(quiet)
+    assert len(receiver.received) == 1
+    error = only_delivery(quiet, webhook).last_error
+    assert error == "the receiver answered 302; redirects are not followed"
+
+
+def test_host_that_is_allowed_no_more_is_not_asked(quiet: Database, receiver: Receiver) -> None:
+    owner = make_tenant(quiet)
+    webhook = add_webhook(quiet, owner, receiver.url)
+    cancelled_job(quiet, owner)
+    while fan_out(quiet):
+        continue
+    claimed = claim(quiet)
+    assert claimed is not None
+    deliver(quiet, claimed, ["example.com"])
+    assert receiver.received == []
+    waiting = only_delivery(quiet, webhook)
+    assert waiting.state == DeliveryState.PENDING
+    assert "DARKROOM_WEBHOOK_HOSTS" in (waiting.last_error or "")
+
+
+def test_sender_whose_lease_has_ended_records_nothing(quiet: Database, receiver: Receiver) -> None:
+    owner = make_tenant(quiet)
+    webhook = add_webhook(quiet, owner, receiver.url)
+    cancelled_job(quiet, owner)
+    while fan_out(quiet):
+        continue
+    frozen = claim(quiet)
+    assert frozen is not None
+    assert claim(quiet) is None
+    make_due(quiet, webhook)
+    second = claim(quiet)
+    assert second is not None
+    assert second.attempt == frozen.attempt + 1
+    with quiet.system() as session:
+        assert not record_outcome(session, frozen, Outcome(status=500, error="late"))
+        assert record_outcome(session, second, Outcome(status=200))
+        assert not record_outcome(session, frozen, Outcome(status=500, error="later"))
+    assert only_delivery(quiet, webhook).state == DeliveryState.DELIVERED
+
+
+def test_claims_at_once_never_take_the_same_delivery(quiet: Database) -> None:
+    owner = make_tenant(quiet)
+    webhook = add_webhook(quiet, owner, "http://127.0.0.1:9/")
+    with quiet.tenant(owner) as session:
+        for _ in range(8):
+            send_test(session, owner, webhook)
+    taken = [each for each in at_once(*[lambda: claim(quiet)] * 8) if isinstance(each, Claimed)]
+    assert taken
+    assert len({each.id for each in taken}) == len(taken)
+
+
+def test_slow_receivers_of_one_tenant_do_not_hold_up_anothers(
+    quiet: Database, local: Settings, receiver: Receiver
+) -> None:
+    slow, quick = make_tenant(quiet), make_tenant(quiet)
+    released, asked = threading.Event(), threading.Semaphore(0)
+    with Receiver() as stuck:
+
+        def hang(handler: object) -> None:
+            asked.release()
+            released.wait(60)
+
+        stuck.answer = hang
+        webhook = add_webhook(quiet, slow, stuck.url)
+        with quiet.tenant(slow) as session:
+            for _ in range(10):
+                send_test(session, slow, webhook)
+        add_webhook(quiet, quick, receiver.url)
+        with delivering(local.model_copy(update={"webhook_slots": 4}), quiet):
+            assert asked.acquire(timeout=30)
+            cancelled_job(quiet, quick)
+            wait_until(lambda: receiver.received, "the other tenant is told")
+            # A fourth of the slots is all that the slow one gets.
+            assert len(stuck.received) == 1
+            stuck.answer = None
+            released.set()
+
+
+def test_dispatcher_killed_after_the_post_sends_it_again_under_the_same_id(
+    quiet: Database, local: Settings, receiver: Receiver
+) -> None:
+    owner = make_tenant(quiet)
+    webhook = add_webhook(quiet, owner, receiver.url)
+    cancelled_job(quiet, owner)
+    program = (
+        "import os, signal\n"
+        "from app.points import arm\n"
+        "arm(lambda at: os.kill(os.getpid(), signal.SIGKILL) if at == 'webhook_posted' else None)\n"
+        "from app.dispatch.run import main\n"
+        "main()\n"
+    )
+    urls = {
+        name: getattr(quiet, door).url.render_as_string(hide_password=False)
+        for name, door in (("database_url", "_engine"), ("system_database_url", "_system_engine"))
+    }
+    died = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(local, **urls),
+        cwd=os.getcwd(),
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stdout
+    left = only_delivery(quiet, webhook)
+    assert (left.state, left.attempt, len(receiver.received)) == (DeliveryState.SENDING, 1, 1)
+    with delivering(local, quiet):
+        make_due(quiet, webhook)
+        wait_until(lambda: only_delivery(quiet, webhook).delivered_at, "it is delivered")
+    first, second = receiver.received
+    assert first.webhook_id == second.webhook_id == left.id
+    assert first.body == second.body
+    assert only_delivery(quiet, webhook).attempt == 2
+
+
+def test_old_events_and_deliveries_are_cleaned_up_and_what_is_owed_stays(
+    quiet: Database, receiver: Receiver
+) -> None:
+    owner = make_tenant(quiet)
+    webhook = add_webhook(quiet, owner, receiver.url)
+    told, untold = cancelled_job(quiet, owner), ""
+    send_all(quiet)
+    owed = add_webhook(quiet, owner, "http://127.0.0.1:9/")
+    with quiet.tenant(owner) as session:
+        send_test(session, owner, owed)
+    untold = cancelled_job(quiet, owner)
+    assert clean_notifications(quiet, days=1) == 0
+    with quiet.system() as session:
+        for table in (Event, WebhookDelivery):
+            session.execute(
+                update(table).values(created_at=func.now() - func.make_interval(0, 0, 0, 2))
+            )
+    cleaned = at_once(*[lambda: clean_notifications(quiet, days=1)] * 3)
+    assert sum(cleaned) == 3  # type: ignore[arg-type]
+    with quiet.system() as session:
+        left = set(session.scalars(select(Event.job_id)))
+    assert told not in left
+    assert untold in left
+    assert deliveries_of(quiet, webhook) == []
+    assert len(deliveries_of(quiet, owed)) == 1
