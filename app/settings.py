@@ -175,6 +175,14 @@ class Settings(BaseSettings):
     alive_file: Path | None = Field(
         None, description="File that dispatcher and workers touch while they do their work."
     )
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description=(
+            "Port on which dispatcher or worker serve `/metrics` at the API's address; 0 is off."
+        ),
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least level that is logged."
     )

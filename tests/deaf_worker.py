@@ -18,5 +18,5 @@ def _never_read(self: Channel, *_: Any, **__: Any) -> None:
 
 
 if __name__ == "__main__":
-    Channel._brpop_start = _never_read
+    Channel._brpop_start = _never_read  # type: ignore[method-assign]
     worker_main.main()

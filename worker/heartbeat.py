@@ -54,7 +54,8 @@ class HeldLease:
         self.paused = threading.Event()
         #: Items or steps finished so far; the next beat reports it.
         self.progress = 0
-        self._moved_at = monotonic_seconds()
+        #: When a step last ended, on the process's own clock.
+        self.moved_at = monotonic_seconds()
         self._longest_seconds = 0.0
 
     def should_stop(self) -> bool:
@@ -77,15 +78,15 @@ class HeldLease:
         Called at the end of a step, and never in a loop that waits for something.
         """
         now = monotonic_seconds()
-        self._longest_seconds = max(self._longest_seconds, now - self._moved_at)
-        self._moved_at = now
+        self._longest_seconds = max(self._longest_seconds, now - self.moved_at)
+        self.moved_at = now
 
     def stalled_seconds(self, limit_seconds: float) -> float | None:
         """Seconds without any end of a step, where they are more than ever to be expected.
 
         That is ``limit_seconds``, or ten times the longest step of this work so far.
         """
-        seconds = monotonic_seconds() - self._moved_at
+        seconds = monotonic_seconds() - self.moved_at
         expected = max(limit_seconds, _STALL_FACTOR * self._longest_seconds)
         return seconds if seconds >= expected else None
 

@@ -17,6 +17,7 @@ from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging, worker_shutdown, worker_shutting_down
 
 from app.errors import SettingsError, UnavailableError
+from app.gauges import serve_gauges
 from app.jobs.states import ChunkTask
 from app.log import configure_logging, get_logger
 from app.queues.celery import make_celery
@@ -149,6 +150,7 @@ def main() -> None:
     _connect_signals(process, watchdog)
     _start(process, app)
     watchdog.start()
+    serve_gauges(settings, process.gauges.registry)
     app.worker_main(
         [
             # Our log lines say who started; no banner.

@@ -20,6 +20,7 @@ from app.queues.names import SLOTS_OF_QUEUE, Queue
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
 from worker.gate import Gate
+from worker.gauges import WorkerGauges
 from worker.heartbeat import Heartbeat
 from worker.watchdog import Hearing
 
@@ -51,6 +52,7 @@ class WorkerProcess:
         #: Passed by every chunk before it is claimed; a suspect holds it alone.
         self.gate = Gate(self.stopping)
         self.hearing = Hearing()
+        self.gauges = WorkerGauges(self)
         self._decoder: DecodePool | None = None
         self._decoder_lock = threading.Lock()
 

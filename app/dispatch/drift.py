@@ -1,14 +1,17 @@
-"""Jobs that nothing would close any more, which a broken rule alone can bring about."""
+"""What only a broken rule brings about: counters that are off, jobs that nothing would close."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Row, exists, func, select, update
+from sqlalchemy import ColumnElement, Row, exists, func, select, text, update
+from sqlalchemy.orm import Session
 
 from app.db.session import Database
 from app.jobs.finalize import close_job, fail_job
-from app.jobs.states import ChunkState, ItemState, JobState
+from app.jobs.states import TERMINAL_JOB_STATES, ChunkState, ItemState, JobKind, JobState
 from app.jobs.tables import Chunk, Item, Job
 from app.log import get_logger
 
@@ -16,6 +19,123 @@ log = get_logger(__name__)
 
 #: Jobs handled in one sweep.
 _BATCH = 200
+#: Jobs counted in one statement: a large one takes a moment.
+_RECOUNT_BATCH = 10
+
+# One statement, so one snapshot: a recording that commits meanwhile is in all numbers or in none.
+_RECOUNT = text(
+    """
+    SELECT j.id, j.tenant_id, j.total, j.succeeded, j.failed, j.skipped,
+           j.cancelled + j.expired AS untouched, j.kind,
+           i.succeeded AS succeeded_found, i.failed AS failed_found, i.skipped AS skipped_found,
+           c.waiting
+    FROM jobs j
+    CROSS JOIN LATERAL (
+        SELECT count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
+               count(*) FILTER (WHERE state = 'failed') AS failed,
+               count(*) FILTER (WHERE state = 'skipped') AS skipped
+        FROM items WHERE job_id = j.id
+    ) i
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum(hi - lo), 0) AS waiting
+        FROM chunks WHERE job_id = j.id AND state IN ('pending', 'running')
+    ) c
+    WHERE j.state = ANY(:states) AND j.id > :after
+    ORDER BY j.id
+    LIMIT :limit
+    """
+)
+_OPEN = [state.value for state in JobState if state not in TERMINAL_JOB_STATES]
+
+
+@dataclass(frozen=True, slots=True)
+class Recount:
+    """What one step of the rotation over the open jobs found."""
+
+    #: Jobs that were counted.
+    counted: int
+    #: Jobs whose counters were off and are right now.
+    repaired: int
+    #: Jobs of which items are missing or too many: nobody can put that right.
+    torn: int
+    #: The last job looked at, for the next step; None at the end of the rotation.
+    after: str | None
+
+
+def recount_jobs(db: Database, after: str | None = None) -> Recount:
+    """Compare the counters of the next few open jobs with their items and waiting ranges.
+
+    Raises:
+        UnavailableError: the database does not answer.
+    """
+    with db.system() as session:
+        rows = session.execute(
+            _RECOUNT, {"states": _OPEN, "after": after or "", "limit": _RECOUNT_BATCH}
+        ).all()
+    off = [row for row in rows if _counters(row) != _found(row)]
+    torn = [row for row in rows if _is_torn(row)]
+    for row in torn:
+        log.error("job_torn", job=row.id, total=row.total, waiting=row.waiting, found=_found(row))
+    return Recount(
+        counted=len(rows),
+        repaired=sum(_repair(db, row) for row in off),
+        torn=len(torn),
+        after=rows[-1].id if len(rows) == _RECOUNT_BATCH else None,
+    )
+
+
+def _counters(row: Any) -> dict[str, int]:
+    return {state.value: getattr(row, state.value) for state in ItemState}
+
+
+def _found(row: Any) -> dict[str, int]:
+    return {state.value: getattr(row, f"{state.value}_found") for state in ItemState}
+
+
+def _is_torn(row: Any) -> bool:
+    """Whether items recorded, waiting and left untouched are not the job's total.
+
+    Only where items wait in chunks: an ingest has one chunk without a range.
+    """
+    if row.kind != JobKind.PREDICT:
+        return False
+    return bool(sum(_found(row).values()) + row.waiting + row.untouched != row.total)
+
+
+def _repair(db: Database, row: Any) -> int:
+    """Set the counters to what the items say, if that is still so under the job's lock."""
+    with db.system() as session:
+        lock = select(Job.id).where(Job.id == row.id, Job.state.in_(_OPEN)).with_for_update()
+        if session.execute(lock).first() is None:
+            return 0
+        # A recording holds the same lock until its end, so now items and counters belong together.
+        job = session.execute(
+            select(Job.succeeded, Job.failed, Job.skipped).where(Job.id == row.id)
+        ).one()
+        found = _count_items(session, row.id)
+        before = _counters(job)
+        if before == found:
+            return 0
+        log.error("job_drifted", job=row.id, counters=before, found=found)
+        session.execute(
+            update(Job)
+            .where(Job.id == row.id)
+            .values(**found, updated_at=func.clock_timestamp())
+            .execution_options(synchronize_session=False)
+        )
+        return 1
+
+
+def _count_items(session: Session, job_id: str) -> dict[str, int]:
+    counted = {
+        row.state: row.items
+        for row in session.execute(
+            select(Item.state, func.count().label("items"))
+            .where(Item.job_id == job_id)
+            .group_by(Item.state)
+        )
+    }
+    return {state.value: counted.get(state.value, 0) for state in ItemState}
 
 
 def close_forgotten_jobs(db: Database) -> int:
@@ -56,14 +176,7 @@ def _close_forgotten(db: Database, tenant_id: str, job_id: str) -> int:
         ).first()
         if job is None:
             return 0
-        counted = {
-            row.state: row.items
-            for row in session.execute(
-                select(Item.state, func.count().label("items"))
-                .where(Item.job_id == job_id)
-                .group_by(Item.state)
-            )
-        }
+        counted = _count_items(session, job_id)
         log.error("job_forgotten", job=job_id, total=job.total, counted=counted)
         if job.sealed_at is None or sum(counted.values()) != job.total:
             error = {
@@ -76,10 +189,7 @@ def _close_forgotten(db: Database, tenant_id: str, job_id: str) -> int:
         session.execute(
             update(Job)
             .where(Job.id == job_id)
-            .values(
-                {state.value: counted.get(state, 0) for state in ItemState}
-                | {"cancelled": 0, "expired": 0}
-            )
+            .values(counted | {"cancelled": 0, "expired": 0})
             .execution_options(synchronize_session=False)
         )
         close_job(session, tenant_id, job_id)

@@ -21,11 +21,14 @@ from app.clock import monotonic_seconds
 from app.db.schema import require_schema
 from app.db.session import Database
 from app.dispatch.clean import clean_notifications
+from app.dispatch.cleanup import Cleanup
+from app.dispatch.gauges import DispatcherGauges
 from app.dispatch.notify import notifying
 from app.dispatch.relay import relay_once
 from app.dispatch.sweep import sweep_once
 from app.dispatch.tidy import tidy_loop
 from app.errors import SettingsError, UnavailableError
+from app.gauges import serve_gauges
 from app.log import configure_logging, get_logger
 from app.queues.celery import make_celery
 from app.settings import Settings, load_settings
@@ -41,32 +44,46 @@ _JOIN_SECONDS = 5.0
 _CLEAN_SECONDS = 30.0
 
 
-def run_loop(settings: Settings, db: Database, celery: Celery, stopping: threading.Event) -> None:
+def run_loop(
+    settings: Settings,
+    db: Database,
+    celery: Celery,
+    stopping: threading.Event,
+    gauges: DispatcherGauges | None = None,
+) -> None:
     """Relay, sweep, notify and tidy until ``stopping`` is set; survives the loss of every part."""
     store = ObjectStore.from_settings(settings)
     tidying = threading.Thread(
         target=tidy_loop, args=(settings, db, store, stopping), name="tidy", daemon=True
     )
     tidying.start()
+    gauges = gauges or DispatcherGauges(settings, db)
+    cleanup = Cleanup(db, store, settings.bucket, stopping, gauges.add_round)
+    cleanup.start()
     try:
         with notifying(settings, db, stopping):
-            _relay_and_sweep(settings, db, celery, stopping)
+            _relay_and_sweep(settings, db, celery, stopping, gauges)
     finally:
         # Bounded: a store that hangs must not keep the process, and nothing is lost.
         tidying.join(timeout=_JOIN_SECONDS)
+        cleanup.join(_JOIN_SECONDS)
 
 
 def _relay_and_sweep(
-    settings: Settings, db: Database, celery: Celery, stopping: threading.Event
+    settings: Settings,
+    db: Database,
+    celery: Celery,
+    stopping: threading.Event,
+    gauges: DispatcherGauges,
 ) -> None:
     relay_due = sweep_due = clean_due = 0.0
     while not stopping.is_set():
         # Apart, because a cancelled job must end although no bell can be rung.
         if monotonic_seconds() >= relay_due:
-            well = _survive(lambda: _relay(settings, db, celery))
+            well = _survive(lambda: _relay(settings, db, celery, gauges))
             relay_due = monotonic_seconds() + (0 if well else _PAUSE_SECONDS)
         if monotonic_seconds() >= sweep_due:
-            well = _survive(lambda: _sweep(settings, db))
+            well = _survive(lambda: _sweep(settings, db, gauges))
             sweep_due = monotonic_seconds() + (settings.sweep_seconds if well else _PAUSE_SECONDS)
         if monotonic_seconds() >= clean_due:
             _survive(lambda: _clean(settings, db))
@@ -74,19 +91,21 @@ def _relay_and_sweep(
         stopping.wait(settings.dispatch_seconds)
 
 
-def _relay(settings: Settings, db: Database, celery: Celery) -> None:
+def _relay(settings: Settings, db: Database, celery: Celery, gauges: DispatcherGauges) -> None:
     rung = relay_once(
         db,
         celery,
         ring_again_seconds=settings.ring_again_seconds,
         alive_seconds=3 * settings.heartbeat_seconds,
     )
+    gauges.bells.inc(rung)
     if rung:
         log.debug("bells_rung", bells=rung)
 
 
-def _sweep(settings: Settings, db: Database) -> None:
+def _sweep(settings: Settings, db: Database, gauges: DispatcherGauges) -> None:
     swept = sweep_once(db, max_kills=settings.max_kills)
+    gauges.add_sweep(swept)
     if swept:
         log.info("swept", **asdict(swept))
     show_alive(settings.alive_file)
@@ -154,7 +173,9 @@ def main() -> None:
         if not _check(settings, db, celery, stopping):
             raise SystemExit(1)
         log.info("dispatcher_started")
-        run_loop(settings, db, celery, stopping)
+        gauges = DispatcherGauges(settings, db)
+        serve_gauges(settings, gauges.registry)
+        run_loop(settings, db, celery, stopping, gauges)
     finally:
         celery.close()
         db.close()

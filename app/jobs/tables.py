@@ -100,6 +100,8 @@ class Job(Base):
     cancelling_at: Mapped[Moment | None]
     #: Set with any terminal state.
     ended_at: Mapped[Moment | None]
+    #: What lost attempts had stored was deleted.
+    tidied_at: Mapped[Moment | None]
     #: The last change of counts or state.
     updated_at: Mapped[Moment] = mapped_column(server_default=func.now())
 
@@ -134,6 +136,14 @@ class Job(Base):
         ),
         Index("ix_jobs_retry_of", "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
         Index("ix_jobs_model_version_id", "model_version_id", "ended_at"),
+        Index(
+            "ix_jobs_untidied",
+            "ended_at",
+            postgresql_where=text(
+                "tidied_at IS NULL AND ended_at IS NOT NULL "
+                "AND kind IN ('finetune', 'export', 'import')"
+            ),
+        ),
     )
 
 
@@ -291,6 +301,8 @@ class IdempotencyKey(Base):
     body: Mapped[Json]
     location: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[Moment] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("ix_idempotency_keys_created_at", "created_at"),)
 
 
 class WorkerRow(Base):

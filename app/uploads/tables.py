@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Integer, Text, func
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Integer, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 import app.tenants.tables  # noqa: F401  (foreign keys point to it)
@@ -56,11 +56,18 @@ class Upload(Base):
     created_at: Mapped[Moment] = mapped_column(server_default=func.now())
     stored_at: Mapped[Moment | None]
     ready_at: Mapped[Moment | None]
+    #: The objects of an upload that failed were deleted.
+    tidied_at: Mapped[Moment | None]
 
     __table_args__ = (
         CheckConstraint(one_of("kind", UploadKind), name="kind"),
         CheckConstraint(one_of("state", UploadState), name="state"),
         Index("ix_uploads_tenant_id_id", "tenant_id", "id"),
+        Index(
+            "ix_uploads_untidied",
+            "created_at",
+            postgresql_where=text("tidied_at IS NULL AND state IN ('receiving', 'failed')"),
+        ),
     )
 
 

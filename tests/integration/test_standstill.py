@@ -53,7 +53,9 @@ def submit(db: Database, objects: ObjectStore, settings: Settings, tenant_id: st
 
 def logged(worker: WorkerHandle, event: str) -> dict[str, Any]:
     """The one line of the worker's log with this event."""
-    lines = [json.loads(line) for line in worker.log.read_text().splitlines() if line[:1] == "{"]
+    lines: list[dict[str, Any]] = [
+        json.loads(line) for line in worker.log.read_text().splitlines() if line[:1] == "{"
+    ]
     (found,) = [line for line in lines if line["event"] == event]
     return found
 
@@ -88,7 +90,7 @@ def test_worker_that_hangs_logs_its_stacks_and_ends_and_another_finishes_the_job
     assert max(kills_of(database, job_id)) == 1
 
 
-def hang_in_forward(service: Service, folder: Path, **settings: object) -> WorkerHandle:
+def hang_in_forward(service: Service, folder: Path, **settings: Any) -> WorkerHandle:
     """A worker that hangs in its first forward pass."""
     plan = Plan(faults=(PlannedFault("forward", "hang"),), ledger=str(folder / "ledger"))
     return service.start_worker(

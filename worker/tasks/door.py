@@ -122,20 +122,27 @@ def _work(
         process.heartbeat.hold(lease, on_recorded) as held,
     ):
         reach("after_claim")
+        ended = "done"
         try:
-            _run(process, work, held)
+            if not _run(process, work, held):
+                ended = "failed"
         except FencedError:
+            ended = "lost"
             log.warning("lease_lost")
         except UnavailableError as error:
+            ended = "left"
             # Not even the end could be written. The lease ends by itself, then the sweeper
             # frees the chunk.
             log.warning("lease_left", code=error.code, detail=error.detail)
+        process.gauges.add_chunk(lease.task, ended)
     reach("before_ack")
 
 
-def _run(process: WorkerProcess, work: Work, held: HeldLease) -> None:
+def _run(process: WorkerProcess, work: Work, held: HeldLease) -> bool:
+    """Do the work; False where it failed and its chunk was ended badly."""
     try:
         work(process, held)
+        return True
     except FencedError:
         raise
     except DarkroomError as error:
@@ -150,6 +157,7 @@ def _run(process: WorkerProcess, work: Work, held: HeldLease) -> None:
         # Not a fault that we know: another attempt may fare better.
         log.exception("chunk_crashed")
         _end_badly(process, held.lease, _CRASHED)
+    return False
 
 
 def breaks_device(error: Exception) -> bool:

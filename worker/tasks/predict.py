@@ -64,6 +64,12 @@ def predict_chunk(process: WorkerProcess, held: HeldLease) -> None:
         decode_seconds=round(outcome.seconds.decode, 3),
         forward_seconds=round(outcome.seconds.forward, 3),
     )
+    process.gauges.add_items(
+        len(rows),
+        fetch=outcome.seconds.fetch,
+        decode=outcome.seconds.decode,
+        forward=outcome.seconds.forward,
+    )
     if held.lost.is_set() or (not rows and outcome.stopped):
         let_go(process, held)
         return

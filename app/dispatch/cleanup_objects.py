@@ -1,0 +1,218 @@
+"""Deletes objects that no row needs: of uploads that came to nothing, and of fenced attempts.
+
+Each step first commits that nothing needs the objects, then asks whether a backup holds deletions,
+then deletes, and marks its row last. A step that dies between is taken up again; two at once
+delete the same objects, which is harmless. No connection is held while the store is waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import and_, delete, func, or_, select, update
+
+from app.clock import utc_now
+from app.db.hold import deletions_held
+from app.db.session import Database
+from app.db.transition import transition
+from app.jobs.states import JobKind
+from app.jobs.tables import Artifact, Chunk, Job
+from app.log import get_logger
+from app.models.tables import ModelVersion
+from app.storage import keys
+from app.storage.s3 import ObjectStore
+from app.uploads.settle import UPLOAD_SOURCES
+from app.uploads.tables import Shard, Upload, UploadState
+
+log = get_logger(__name__)
+
+#: A stream that began so long ago has lost its client.
+STREAM_AGE = timedelta(hours=24)
+#: Parts may be sent over days, with new links each time.
+PARTS_AGE = timedelta(days=7)
+#: A fenced attempt may still be writing for a while after its job has ended.
+LEFTOVER_AGE = timedelta(hours=1)
+#: Uploads or jobs in one step, and objects of each: the next step goes on.
+_BATCH = 20
+_OBJECTS = 2000
+_MULTIPARTS = 200
+
+
+def give_up_uploads(db: Database) -> int:
+    """Fail uploads whose bytes stopped coming long ago; how many.
+
+    Raises:
+        UnavailableError: the database does not answer.
+    """
+    age = func.now() - Upload.created_at
+    stuck = (
+        select(Upload.id)
+        .where(
+            Upload.state == UploadState.RECEIVING,
+            or_(
+                and_(Upload.multipart_id.is_(None), age > STREAM_AGE),
+                and_(Upload.multipart_id.is_not(None), age > PARTS_AGE),
+            ),
+        )
+        .limit(_BATCH)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    with db.system() as session:
+        given_up = transition(
+            session,
+            Upload,
+            UploadState.FAILED,
+            sources=UPLOAD_SOURCES[UploadState.FAILED],
+            where=[Upload.id.in_(stuck)],
+        )
+    for row in given_up:
+        log.warning("upload_given_up", upload=row.id)
+    return len(given_up)
+
+
+def tidy_uploads(db: Database, store: ObjectStore, bucket: str) -> int:
+    """Delete archive, parts and shards of uploads that failed; how many uploads.
+
+    Raises:
+        UnavailableError: a part does not answer.
+    """
+    failed = (
+        select(Upload.id, Upload.tenant_id, Upload.object_key, Upload.multipart_id)
+        .outerjoin(Job, Job.id == Upload.job_id)
+        .where(
+            Upload.state == UploadState.FAILED,
+            Upload.tidied_at.is_(None),
+            Upload.created_at < func.now() - LEFTOVER_AGE,
+            or_(Upload.job_id.is_(None), Job.ended_at < func.now() - LEFTOVER_AGE),
+        )
+        .order_by(Upload.created_at)
+        .limit(_BATCH)
+    )
+    with db.system() as session:
+        uploads = session.execute(failed).all()
+        session.execute(
+            delete(Shard)
+            .where(Shard.upload_id.in_([upload.id for upload in uploads]))
+            .execution_options(synchronize_session=False)
+        )
+    if not uploads or deletions_held(db):
+        return 0
+    return sum(_tidy_upload(db, store, bucket, upload) for upload in uploads)
+
+
+def _tidy_upload(db: Database, store: ObjectStore, bucket: str, upload: Any) -> int:
+    if upload.multipart_id is not None:
+        store.abort_multipart(bucket, upload.object_key, upload.multipart_id)
+    prefix = keys.upload_prefix(upload.tenant_id, upload.id)
+    if not _delete_all(store, bucket, (found.key for found in store.list(bucket, prefix))):
+        return 0
+    with db.system() as session:
+        marked = session.execute(
+            update(Upload)
+            .where(Upload.id == upload.id, Upload.tidied_at.is_(None))
+            .values(tidied_at=func.now())
+            .returning(Upload.id)
+            .execution_options(synchronize_session=False)
+        ).first()
+    return int(marked is not None)
+
+
+def tidy_jobs(db: Database, store: ObjectStore, bucket: str) -> int:
+    """Delete what lost attempts of ended jobs had stored, and checkpoints; how many jobs.
+
+    Raises:
+        UnavailableError: a part does not answer.
+    """
+    attempts = (
+        select(func.max(Chunk.attempt)).where(Chunk.job_id == Job.id).correlate(Job)
+    ).scalar_subquery()
+    ended = (
+        select(
+            Job.id,
+            Job.tenant_id,
+            Job.model_version_id,
+            attempts.label("attempts"),
+            ModelVersion.weights_key,
+        )
+        .outerjoin(ModelVersion, ModelVersion.id == Job.model_version_id)
+        .where(
+            Job.kind.in_([JobKind.EXPORT, JobKind.FINETUNE, JobKind.IMPORT]),
+            Job.tidied_at.is_(None),
+            Job.ended_at < func.now() - LEFTOVER_AGE,
+        )
+        .order_by(Job.ended_at)
+        .limit(_BATCH)
+    )
+    with db.system() as session:
+        jobs = session.execute(ended).all()
+    if not jobs or deletions_held(db):
+        return 0
+    return sum(_tidy_job(db, store, bucket, job) for job in jobs)
+
+
+def _tidy_job(db: Database, store: ObjectStore, bucket: str, job: Any) -> int:
+    with db.system() as session:
+        kept = set(session.scalars(select(Artifact.object_key).where(Artifact.job_id == job.id)))
+    kept.add(job.weights_key)
+    if not _delete_all(
+        store, bucket, (key for key in _made_by(store, bucket, job) if key not in kept)
+    ):
+        return 0
+    with db.system() as session:
+        marked = session.execute(
+            update(Job)
+            .where(Job.id == job.id, Job.tidied_at.is_(None))
+            .values(tidied_at=func.now())
+            .returning(Job.id)
+            .execution_options(synchronize_session=False)
+        ).first()
+    return int(marked is not None)
+
+
+def _made_by(store: ObjectStore, bucket: str, job: Any) -> Iterator[str]:
+    """Every object that any attempt of the job may have stored."""
+    for found in store.list(bucket, keys.job_prefix(job.tenant_id, job.id)):
+        yield found.key
+    if job.model_version_id is not None:
+        for attempt in range(1, (job.attempts or 0) + 1):
+            yield keys.weights(job.tenant_id, f"{job.model_version_id}.{attempt}")
+
+
+def tidy_multiparts(db: Database, store: ObjectStore, bucket: str) -> int:
+    """Discard parts of objects that nobody completed, but for uploads still coming; how many.
+
+    Raises:
+        UnavailableError: a part does not answer.
+    """
+    old = [
+        one
+        for one in store.list_open_multiparts(bucket, "tenants/")
+        if one.initiated_at < utc_now() - STREAM_AGE
+    ][:_MULTIPARTS]
+    if not old:
+        return 0
+    with db.system() as session:
+        coming = set(
+            session.scalars(
+                select(Upload.multipart_id).where(
+                    Upload.state == UploadState.RECEIVING,
+                    Upload.multipart_id.in_([one.multipart_id for one in old]),
+                )
+            )
+        )
+    gone = [one for one in old if one.multipart_id not in coming]
+    for one in gone:
+        store.abort_multipart(bucket, one.key, one.multipart_id)
+    return len(gone)
+
+
+def _delete_all(store: ObjectStore, bucket: str, names: Iterator[str]) -> bool:
+    """Delete the objects, a bounded number of them; whether that were all."""
+    now = list(islice(names, _OBJECTS + 1))
+    if now:
+        store.delete(bucket, now[:_OBJECTS])
+    return len(now) <= _OBJECTS
