@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -64,6 +64,15 @@ class WorkerHandle:
         self.process.kill()
         self.process.wait()
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Let it do nothing at all while the block runs, so that another gets the work."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def stop(self) -> int:
         """Ask it to stop and wait until it has let go; its exit status."""
         if self.process.poll() is None:
@@ -89,13 +98,15 @@ class Service:
         role: str,
         *,
         module: str | None = None,
+        prefix: Sequence[str] = (),
         variables: Mapping[str, str] | None = None,
         **overrides: object,
     ) -> WorkerHandle:
         """Start a worker process and wait until it has registered.
 
         ``overrides`` are settings, ``variables`` further ones of its environment; ``module``
-        is run instead of the service's, where a test puts something before the worker.
+        is run instead of the service's, where a test puts something before the worker, and
+        ``prefix`` are words before the command, which must end by becoming it.
         """
         self._count += 1
         name = f"{self._folder.name}-{role}-{self._count}"
@@ -103,7 +114,7 @@ class Service:
         values = environment(self.settings, **{"worker_name": name, **overrides})
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", module or self._module, "--role", role],
+                [*prefix, sys.executable, "-m", module or self._module, "--role", role],
                 env=values | dict(variables or {}),
                 stdout=output,
                 stderr=output,

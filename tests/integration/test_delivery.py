@@ -44,12 +44,17 @@ OPTIONS = {"top_k": 3, "threshold": 0.0, "activation": "softmax"}
 def service(
     settings: Settings, database: Database, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """A dispatcher, one worker for planning that cuts small chunks, one for inference."""
+    """A dispatcher and one worker for planning that cuts small chunks."""
     folder = tmp_path_factory.mktemp("delivery")
     with running_service(settings, database, folder) as service:
         service.start_worker("io", chunk_items=10)
-        service.start_worker("inference")
         yield service
+
+
+@pytest.fixture(scope="module", autouse=True)
+def usual_worker(service: Service) -> WorkerHandle:
+    """The worker for inference that every test finds running."""
+    return service.start_worker("inference")
 
 
 @pytest.fixture
@@ -223,12 +228,19 @@ def assert_all_recognised_once(db: Database, tenant_id: str, job: Job, items: in
 
 
 def test_killing_a_worker_in_the_middle_of_a_job_loses_nothing_and_doubles_nothing(
-    service: Service, database: Database, tenant_id: str, model: str, pictures: str
+    service: Service,
+    usual_worker: WorkerHandle,
+    database: Database,
+    tenant_id: str,
+    model: str,
+    pictures: str,
 ) -> None:
     doomed = service.start_worker("inference", image_batch_size=1)
-    job = submit(database, tenant_id, {"prefix": pictures, "include": ["*.png"]})
-    wait_until(lambda: holds_a_chunk(database, tenant_id, doomed), "the worker holds a chunk")
-    doomed.kill()
+    # The usual one might have finished the whole job before this one gets a chunk of it.
+    with usual_worker.frozen():
+        job = submit(database, tenant_id, {"prefix": pictures, "include": ["*.png"]})
+        wait_until(lambda: holds_a_chunk(database, tenant_id, doomed), "the worker holds a chunk")
+        doomed.kill()
     ended = service.wait_for_end(tenant_id, job.id)
     assert_all_recognised_once(database, tenant_id, ended, PICTURES)
     with database.tenant(tenant_id) as session:
@@ -237,12 +249,19 @@ def test_killing_a_worker_in_the_middle_of_a_job_loses_nothing_and_doubles_nothi
 
 
 def test_stopping_worker_exits_cleanly_and_its_leases_count_as_no_kill(
-    service: Service, database: Database, tenant_id: str, model: str, pictures: str
+    service: Service,
+    usual_worker: WorkerHandle,
+    database: Database,
+    tenant_id: str,
+    model: str,
+    pictures: str,
 ) -> None:
     leaving = service.start_worker("inference", image_batch_size=1)
-    job = submit(database, tenant_id, {"prefix": pictures, "include": ["*.png"]})
-    wait_until(lambda: holds_a_chunk(database, tenant_id, leaving), "the worker holds a chunk")
-    assert leaving.stop() == 0
+    # The usual one might have finished the whole job before this one gets a chunk of it.
+    with usual_worker.frozen():
+        job = submit(database, tenant_id, {"prefix": pictures, "include": ["*.png"]})
+        wait_until(lambda: holds_a_chunk(database, tenant_id, leaving), "the worker holds a chunk")
+        assert leaving.stop() == 0
     ended = service.wait_for_end(tenant_id, job.id)
     assert_all_recognised_once(database, tenant_id, ended, PICTURES)
     with database.tenant(tenant_id) as session:
