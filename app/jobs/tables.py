@@ -169,7 +169,8 @@ class Chunk(Base):
     #: References of the items [first_item, …), see :mod:`app.jobs.items`. Recorded ones stay,
     #: so that a retry finds them: the chunk's own are those of [lo, hi).
     items: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
-    #: Ordinal of the first reference in ``items``; ``lo`` as planned or split off.
+    #: Ordinal of the first reference in ``items``; ``lo`` as planned or split off. A trigger keeps
+    #: it right where a process of the release before writes, which does not know it.
     first_item: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
     #: Where a resumable task goes on after its last recording.
     cursor: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
