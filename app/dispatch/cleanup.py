@@ -94,6 +94,10 @@ class Cleanup:
             except DarkroomError as error:
                 log.warning("recount_failed", code=error.code, detail=error.detail)
                 break
+            except Exception:
+                # The round goes on: an end of this thread would end all clean-up unseen.
+                log.exception("recount_failed")
+                break
             repaired += found.repaired
             torn += found.torn
             after = found.after

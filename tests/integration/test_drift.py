@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import Connection, event, text, update
 
 from app.db.session import Database
 from app.dispatch import drift
@@ -48,6 +48,44 @@ def test_jobs_that_are_well_are_counted_and_left_alone(quiet: Database, owner: s
     with quiet.tenant(owner) as session:
         record_prefix(session, lease, rows_of(lease, 1))
     assert recount_jobs(quiet) == Recount(counted=1, repaired=0, torn=0, after=None)
+
+
+def test_small_jobs_beside_giants_are_counted_without_reading_the_giants(
+    quiet: Database, owner: str
+) -> None:
+    with quiet.tenant(owner) as session:
+        small = [add_planned_job(session, owner, 2) for _ in range(2)]
+    with quiet.system() as session:
+        session.execute(
+            text(
+                """
+                INSERT INTO items
+                    (job_id, ordinal, tenant_id, seq, attempt, custom_id, source, state)
+                SELECT giant, ordinal, :owner, 1, 1, ordinal::text, '', 'succeeded'
+                FROM (VALUES ('job_giant_1'), ('job_giant_2')) giants(giant),
+                     generate_series(1, 20000) ordinal
+                """
+            ),
+            {"owner": owner},
+        )
+        session.execute(text("ANALYZE items"))
+    scans: list[int] = []
+
+    def look(connection: Connection) -> None:
+        cursor = connection.connection.cursor()
+        cursor.execute("SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'items'")
+        scans.extend(cursor.fetchone() or ())
+
+    engine = quiet._system_engine
+    for moment in ("begin", "commit"):
+        event.listen(engine, moment, look)
+    try:
+        assert recount_jobs(quiet).counted == len(small)
+    finally:
+        for moment in ("begin", "commit"):
+            event.remove(engine, moment, look)
+    before, after = scans
+    assert after == before
 
 
 def test_counters_that_are_off_are_set_to_what_the_items_say(quiet: Database, owner: str) -> None:
