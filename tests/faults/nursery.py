@@ -26,10 +26,27 @@ from typing import Any
 _PR_SET_PDEATHSIG = 1
 _PRELOADED = (
     "torch",
+    "billiard.pool",
+    "boto3.s3.inject",
+    "celery.app.amqp",
+    "celery.app.control",
+    "celery.app.events",
+    "celery.app.log",
     "celery.apps.worker",
-    "celery.bin.worker",
+    "celery.backends.base",
+    "celery.bin.celery",
     "celery.concurrency.thread",
+    "celery.contrib.migrate",
+    "celery.fixups.django",
+    "celery.worker.autoscale",
+    "celery.worker.components",
+    "celery.worker.consumer",
+    "celery.worker.consumer.delayed_delivery",
+    "celery.worker.loops",
+    "celery.worker.strategy",
+    "kombu.mixins",
     "kombu.transport.redis",
+    "kombu.utils.limits",
     "tests.faults.fakes",
     "tests.faults.worker",
     "worker.tasks.predict",
@@ -144,10 +161,34 @@ def _fork(request: Mapping[str, Any], nursery: int) -> int:
         os._exit(code)
 
 
+def _read_service_models() -> None:
+    """Parse what boto3 reads to make a client, half a second of JSON, for the children to use."""
+    import boto3
+    from botocore.loaders import JSONFileLoader
+
+    read: dict[str, Any] = {}
+    load_file = JSONFileLoader.load_file
+
+    def note_file(self: Any, path: str) -> Any:
+        read[path] = None
+        return load_file(self, path)
+
+    def give_file(self: Any, path: str) -> Any:
+        # Once: a client changes what it was given.
+        return read.pop(path) if path in read else load_file(self, path)
+
+    JSONFileLoader.load_file = note_file
+    boto3.session.Session().client("s3", region_name="us-east-1")
+    for path in read:
+        read[path] = load_file(JSONFileLoader(), path)
+    JSONFileLoader.load_file = give_file
+
+
 def _serve() -> None:
     _die_with(int(sys.argv[1]))
     for module in _PRELOADED:
         importlib.import_module(module)
+    _read_service_models()
     # The kernel reaps; nobody here waits for a child.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print("ready", flush=True)  # noqa: T201  the protocol

@@ -13,12 +13,11 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from app.clock import monotonic_seconds
-from tests.faults import kills  # noqa: F401  (enters its families)
+from tests.faults import doors, jobs, kills, parts, stores  # noqa: F401  (enter their families)
 from tests.faults.families import FAMILIES, Family
 from tests.faults.stage import Stage, open_stage
 from tests.faults.trial import Row, Trial
 
-FLUSH_RECOVERY_SECONDS = 10.0
 _HEAD = ("fault", "times", "items", "lost", "twice", "closings", "recovery s", "s", "pass")
 _WIDTHS = (24, 6, 8, 5, 6, 9, 11, 7, 5)
 

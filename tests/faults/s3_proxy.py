@@ -23,12 +23,13 @@ _HANG_SECONDS = 60.0
 
 @dataclass(eq=False, slots=True)
 class Rule:
-    """A fault of GETs whose path holds ``part``: of every ``every``-th, at most ``limit`` times."""
+    """A fault of requests whose path holds ``part``: of every ``every``-th, ``limit`` times."""
 
     kind: Kind
     part: str
     every: int = 1
     limit: int = 1_000_000
+    method: str = "GET"
     seen: int = 0
     done: int = 0
 
@@ -64,11 +65,9 @@ class S3Proxy:
 
     def choose(self, method: str, path: str) -> Kind | None:
         """The fault of this request, if any."""
-        if method != "GET":
-            return None
         with self._lock:
             for rule in self._rules:
-                if rule.part not in path:
+                if rule.part not in path or rule.method != method:
                     continue
                 rule.seen += 1
                 if rule.seen % rule.every == 0 and rule.done < rule.limit:

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select, text, update
 
 from app.db.session import Database
+from app.dispatch.leases import free_ended_leases
 from app.ids import new_id
 from app.jobs.claim import Lease
 from app.jobs.record import ItemRow, record_chunk
@@ -55,6 +56,7 @@ def job(database: Database, tenant_id: str) -> Accepted:
     first, second = chunk_ids(database, job_id)
     claim(database, tenant_id, second)
     let_lease_end(database, second)
+    free_ended_leases(database)
     for chunk in (first, second):
         lease = claim(database, tenant_id, chunk)
         with database.tenant(tenant_id) as session:

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import text
 
 from app.clock import monotonic_seconds
+from app.errors import UnavailableError
 from app.jobs.states import TERMINAL_JOB_STATES, JobState
 from app.queues.names import Queue
 from tests.faults.crew import Orders, Role
 from tests.faults.library import MODEL, Picture, draw_pictures, put_manifest
 from tests.faults.oracle import SUCCEEDED, Accepted, Verdict, judge, recoveries, right_ends
-from tests.faults.plan import Plan, PlannedFault
+from tests.faults.plan import Happened, Plan, PlannedFault
+from tests.faults.s3_proxy import Rule
 from tests.faults.stage import LEASE_SECONDS, Stage
+from tests.faults.uploads import export_differs, make_archive, send_archive
 
 #: Work taken up again later than this after its worker's death is a failure of the family,
 RECOVERY_SECONDS = LEASE_SECONDS + 5.0
 #: but for a quick run, which shares its machine with other tests.
 QUICK_RECOVERY_SECONDS = 60.0
+#: The same after a FLUSHALL.
+FLUSH_RECOVERY_SECONDS = 10.0
 OPTIONS = {"top_k": 4, "threshold": 0.0}
 _TENANTS = 3
 _DEADLY = frozenset({"kill", "kill_soon", "exit", "sigkill"})
@@ -63,6 +70,9 @@ class Trial:
         self.made: Counter[str] = Counter()
         #: Seconds that a family measured itself.
         self.recovery_seconds: list[float] = []
+        self.recovery_limit = RECOVERY_SECONDS
+        #: What a family itself found wrong.
+        self.complaints: list[str] = []
         self._ledger_from = stage.ledger.size
         self._submitted = 0
         self._lock = threading.Lock()
@@ -125,6 +135,42 @@ class Trial:
         with ThreadPoolExecutor(2) as clients:
             list(clients.map(self.submit, loads))
 
+    def archive(self, pictures: Sequence[Picture]) -> bytes:
+        """A zip of the images under their names."""
+        return make_archive(pictures)
+
+    def upload(self, archive: bytes, pictures: Sequence[Picture]) -> str:
+        """Send the archive; the id of the upload, whose ingest job is accepted with it."""
+        upload_id, job_id = send_archive(self, archive)
+        # A packed image has no prediction: its end is that it is there.
+        items = [(one.custom_id, frozenset({""})) for one in pictures]
+        self.accepted.append(Accepted(job_id, self.callers[0].tenant_id, items))
+        return upload_id
+
+    def submit_upload(self, upload_id: str, pictures: Sequence[Picture]) -> Accepted:
+        """Recognise an upload that is ready."""
+        request = {
+            "kind": "predict",
+            "model": MODEL,
+            "input": {"upload": upload_id},
+            "options": OPTIONS,
+        }
+        return self.accept(0, request, right_ends(pictures))
+
+    def export(self, source: Accepted) -> Accepted:
+        """Write the results of a job to a file."""
+        request = {"kind": "export", "input": {"job": source.job_id}, "options": {}}
+        number = [one.tenant_id for one in self.callers].index(source.tenant_id)
+        return self.accept(number, request, [])
+
+    def require_export(self, source: Accepted, export: Accepted) -> None:
+        """The export's file holds the rows of its source, each once and in order."""
+        self.complaints += filter(None, [export_differs(self, source, export)])
+
+    def key_of(self, job: Accepted) -> str:
+        """The key of the tenant that submitted a job."""
+        return next(one.key for one in self.callers if one.tenant_id == job.tenant_id)
+
     # Faults
 
     def muster(self, orders: Orders | None = None, **wanted: int) -> None:
@@ -161,21 +207,82 @@ class Trial:
             threading.Event().wait(self.rng.uniform(*between))
             struck += self.stage.crew.strike(role, number) is not None
 
+    def kill_pid(self, pid: int, what: str) -> bool:
+        """kill -9 a process that no crew keeps, and count it; False where it has ended."""
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        self.made[what] += 1
+        return True
+
+    def happened(self) -> list[Happened]:
+        """The faults of this trial that processes wrote down."""
+        return self.stage.ledger.since(self._ledger_from)
+
+    @contextmanager
+    def misbehaving(self, *rules: Rule) -> Iterator[None]:
+        """Let the object store spoil requests by these rules, and count them."""
+        with self.stage.proxy.misbehaving(*rules):
+            yield
+        for rule in rules:
+            self.made[f"S3 {rule.kind}"] += rule.done
+
     # Waiting
 
+    def has_begun(self, job_id: str) -> bool:
+        """Whether something of the job is recorded."""
+        with self.stage.db.system() as session:
+            query = text("SELECT seq > 2 AND succeeded > 0 FROM jobs WHERE id = :job")
+            return bool(session.scalar(query, {"job": job_id}))
+
+    def job_ids(self) -> list[str]:
+        """Ids of the accepted jobs."""
+        return [job.job_id for job in self.accepted]
+
     def is_over(self) -> bool:
-        """Whether every accepted job is terminal."""
-        return not self.open_jobs()
+        """Whether every accepted job is terminal; not where the database does not answer."""
+        try:
+            return not self.open_jobs()
+        except UnavailableError:
+            return False
 
     def open_jobs(self) -> list[str]:
         """``id state`` of accepted jobs that are not terminal."""
-        ids = [job.job_id for job in self.accepted]
         with self.stage.db.system() as session:
             rows = session.execute(
                 text("SELECT id, state FROM jobs WHERE id = ANY(:ids) AND state <> ALL(:ended)"),
-                {"ids": ids, "ended": [state.value for state in TERMINAL_JOB_STATES]},
+                {"ids": self.job_ids(), "ended": [state.value for state in TERMINAL_JOB_STATES]},
             )
             return [f"{row.id} {row.state}" for row in rows]
+
+    def open_chunks(self, count: int) -> list[tuple[str, str, str]]:
+        """(id, tenant, task) of some chunks that have not ended."""
+        with self.stage.db.system() as session:
+            rows = session.execute(
+                text(
+                    "SELECT id, tenant_id, task FROM chunks WHERE job_id = ANY(:ids) "
+                    "AND state IN ('pending', 'running') ORDER BY lo LIMIT :count"
+                ),
+                {"ids": self.job_ids(), "count": count},
+            )
+            return [(row.id, row.tenant_id, row.task) for row in rows]
+
+    def count(self, table: str, where: str) -> int:
+        """Rows of this trial's tenants."""
+        query = text(f"SELECT count(*) FROM {table} WHERE {where} AND tenant_id = ANY(:tenants)")
+        with self.stage.db.system() as session:
+            found = session.scalar(query, {"tenants": [one.tenant_id for one in self.callers]})
+        return int(found or 0)
+
+    def pause(self, low: float, high: float) -> None:
+        """Let the service work for a while, as long as the seed says."""
+        threading.Event().wait(self.rng.uniform(low, high))
+
+    def require(self, holds: object, complaint: str) -> None:
+        """Fail the family where what it promises itself does not hold."""
+        if not holds:
+            self.complaints.append(complaint)
 
     def wait(self, look: Callable[[], object], what: str, seconds: float = 120.0) -> None:
         """Look until there is something. Raises TimeoutError."""
@@ -196,7 +303,8 @@ class Trial:
 
     def conclude(self, row: Row) -> None:
         """Ask the oracle, Valkey and the ledger."""
-        happened = self.stage.ledger.since(self._ledger_from)
+        happened = self.happened()
+        row.complaint = "; ".join(filter(None, [row.complaint, *self.complaints]))
         row.times = len(happened) + self.made.total()
         promised = self.stage.journal.job_ids(self.family)
         row.verdict = judge(self.stage.db, self.accepted)
@@ -209,8 +317,9 @@ class Trial:
         seconds = recoveries(self.stage.db, deaths) + self.recovery_seconds
         if seconds:
             row.recovery_seconds = max(seconds)
-            if row.recovery_seconds > (QUICK_RECOVERY_SECONDS if self.quick else RECOVERY_SECONDS):
-                row.complaint = f"recovered after {row.recovery_seconds:.1f} s"
+            limit = QUICK_RECOVERY_SECONDS if self.quick else self.recovery_limit
+            if row.recovery_seconds > limit:
+                row.complaint += f" recovered after {row.recovery_seconds:.1f} s"
 
     def _queues_run_empty(self) -> bool:
         def empty() -> bool:
