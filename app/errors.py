@@ -90,6 +90,14 @@ class TooLargeError(DarkroomError):
     status = 413
 
 
+class TooManyError(DarkroomError):
+    """A quota of the tenant is used up; later, or after it has made room, the same may pass."""
+
+    code = "too_many"
+    status = 429
+    retryable = True
+
+
 class UnavailableError(DarkroomError):
     """A part the service needs does not answer; try again."""
 

@@ -28,8 +28,17 @@ DELIVERY = "dlv"
 REQUEST = "req"
 
 
+def id_before(prefix: str, seconds: float) -> str:
+    """Less than every id made within the last ``seconds``."""
+    return _id(prefix, int((time.time() - seconds) * 1000), 0)
+
+
 def new_id(prefix: str) -> str:
     """A fresh id such as ``job_01k8z…``; about 2^80 of them fit in one millisecond."""
-    value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    return _id(prefix, time.time_ns() // 1_000_000, secrets.randbits(80))
+
+
+def _id(prefix: str, milliseconds: int, rest: int) -> str:
+    value = milliseconds << 80 | rest
     digits = [_ALPHABET[(value >> shift) & 31] for shift in range(5 * (_LENGTH - 1), -1, -5)]
     return f"{prefix}_{''.join(digits)}"

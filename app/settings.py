@@ -87,6 +87,18 @@ class Settings(BaseSettings):
     )
     link_seconds: Positive = Field(900, description="Life of a presigned link, in seconds.")
 
+    # Quotas of a tenant that has none of its own
+    max_open_jobs: Positive = Field(20_000, description="Jobs of a tenant that have not ended.")
+    max_open_items: Positive = Field(
+        20_000_000, description="Items of a tenant that have not ended; further plans wait."
+    )
+    max_stored_bytes: Positive = Field(
+        1024 * 1024 * MIB, description="Bytes of a tenant's uploads, weights and artifacts."
+    )
+    max_submissions_per_minute: Positive = Field(
+        12_000, description="Jobs that a tenant may submit within 60 seconds."
+    )
+
     # Delivery
     lease_seconds: Seconds = Field(30, description="Life of a lease without a heartbeat.")
     heartbeat_seconds: Seconds = Field(10, description="Time between heartbeats of a lease.")

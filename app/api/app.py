@@ -42,10 +42,12 @@ from app.db.schema import require_schema
 from app.db.session import Database
 from app.errors import UnavailableError
 from app.ids import REQUEST, new_id
+from app.jobs.admit import Admission
 from app.log import configure_logging, get_logger
 from app.settings import Settings, load_settings
 from app.storage.s3 import ObjectStore
 from app.tenants.keys import check_pepper
+from app.tenants.quotas import Quotas
 
 _RESOURCES = (
     jobs.resource,
@@ -106,6 +108,7 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
         # One thread is left to those who do not wait, whatever the settings say.
         slots=WaitSlots(min(settings.wait_slots, settings.api_threads - 1)),
         upload_slots=threading.BoundedSemaphore(settings.upload_slots),
+        admission=Admission(Quotas.from_settings(settings)),
     )
     app.extensions["darkroom"] = here
     if serving:

@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session
 
 from app.api.idempotency import once
 from app.api.jobs import ACCEPTED, accepted
-from app.api.parts import principal
+from app.api.parts import parts, principal
+from app.api.replies import Reply
 from app.api.resource import Resource
 from app.api.schemas.job_answers import JobAnswer
 from app.api.schemas.jobs import JobPath
@@ -74,6 +75,7 @@ def resume_job(path: JobPath) -> Response:
     "/jobs/<job_id>/retry",
     answers={202: JobAnswer},
     scope=Scope.JOBS_WRITE,
+    problems=[429],
     headers={202: ACCEPTED},
     body_optional=True,
 )
@@ -85,23 +87,23 @@ def retry_job(path: JobPath, body: RetryJob) -> Response:
     of the first job can include what its retries answered.
     """
     tenant_id = principal().tenant_id
-    return once(
-        lambda session: accepted(
+
+    def submit(session: Session) -> Reply:
+        parts().admission.admit_job(session, tenant_id)
+        job = retry.submit_retry(
             session,
-            retry.submit_retry(
-                session,
-                tenant_id,
-                path.job_id,
-                which=body.which,
-                model=body.model,
-                options=body.options.model_dump(exclude_none=True),
-                priority=body.priority,
-                limits=limits_of(body.deadline, body.max_failed),
-                metadata=body.metadata,
-            ),
-        ),
-        Retry_After="1",
-    )
+            tenant_id,
+            path.job_id,
+            which=body.which,
+            model=body.model,
+            options=body.options.model_dump(exclude_none=True),
+            priority=body.priority,
+            limits=limits_of(body.deadline, body.max_failed),
+            metadata=body.metadata,
+        )
+        return accepted(session, job)
+
+    return once(submit, Retry_After="1")
 
 
 def _control(change: Callable[[Session, str, str], Job], path: JobPath) -> Response:

@@ -46,7 +46,7 @@ ACCEPTED = ("Location", "Retry-After")
 
 
 @resource.route_as(
-    "post", "/jobs", answers={202: JobAnswer}, problems=[404], headers={202: ACCEPTED}
+    "post", "/jobs", answers={202: JobAnswer}, problems=[404, 429], headers={202: ACCEPTED}
 )
 def submit_job(body: SubmitJob) -> Response:
     """Submit a job.
@@ -67,6 +67,7 @@ def accepted(session: Session, job: Job) -> Reply:
 
 def _submit(session: Session, asked: PredictJob | FinetuneJob | ImportJob | ExportJob) -> Job:
     tenant_id = principal().tenant_id
+    parts().admission.admit_job(session, tenant_id)
     match asked:
         case PredictJob():
             return submit_predict(

@@ -50,6 +50,7 @@ def list_models(query: PageQuery) -> Response:
     "/models/<name>/versions",
     answers={202: JobAnswer},
     scope=Scope.MODELS_WRITE,
+    problems=[429],
     headers={202: ("Location", "Retry-After")},
 )
 def import_version(path: NamePath, body: ImportVersion) -> Response:
@@ -59,7 +60,9 @@ def import_version(path: NamePath, body: ImportVersion) -> Response:
     """
 
     def work(session: Session) -> Reply:
-        job = submit_import(session, principal().tenant_id, model=path.name, **body.model_dump())
+        tenant_id = principal().tenant_id
+        parts().admission.admit_job(session, tenant_id)
+        job = submit_import(session, tenant_id, model=path.name, **body.model_dump())
         return accepted(session, job)
 
     return once(work, Retry_After="1")

@@ -19,7 +19,7 @@ from app.api.schemas.uploads import (
     StoredUpload,
     UploadPath,
 )
-from app.api.uploads import store_upload
+from app.api.uploads import check_quotas, store_upload
 from app.api.views import show_upload
 from app.errors import ConflictError, DarkroomError, InvalidInputError, TooLargeError
 from app.ids import UPLOAD, new_id
@@ -38,6 +38,7 @@ resource = Resource("multipart", "Uploads", "Hand over archives of images and we
     "/uploads/multipart",
     answers={201: BegunMultipart},
     scope=Scope.JOBS_WRITE,
+    problems=[429],
     headers={201: ("Location",)},
 )
 def begin_multipart(body: BeginMultipart) -> Response:
@@ -57,6 +58,8 @@ def begin_multipart(body: BeginMultipart) -> Response:
         kept = claim.recall(session) if claim else None
         if kept is not None:
             upload = get_upload(session, tenant_id, kept.body["upload"]["id"])
+        else:
+            check_quotas(session, body.kind, body.size_bytes)
     if kept is not None:
         return _begun(upload, replayed=True)
     # The store is asked between two transactions: none is open while it takes its time.

@@ -10,6 +10,7 @@ from flask import current_app, g
 
 from app.api.wait import WaitSlots
 from app.db.session import Database
+from app.jobs.admit import Admission
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
 from app.tenants.scopes import Principal
@@ -25,6 +26,8 @@ class Parts:
     slots: WaitSlots
     #: Places for uploads that stream through: each holds a thread and the memory of a part.
     upload_slots: BoundedSemaphore
+    #: Keeps tenants within their quotas.
+    admission: Admission
 
 
 def parts() -> Parts:

@@ -35,6 +35,7 @@ from app.uploads.receive import (
 )
 from app.uploads.receive import get_upload as find_upload
 from app.uploads.receive import list_uploads as page_uploads
+from app.uploads.room import check_room
 from app.uploads.tables import Upload, UploadKind
 
 resource = Resource("uploads", "Uploads", "Hand over archives of images and weights.")
@@ -50,6 +51,7 @@ _TAKEN = ("application/octet-stream", "application/zip", "application/x-tar", "a
     "/uploads",
     answers={201: StoredUpload, 202: StoredUpload},
     scope=Scope.JOBS_WRITE,
+    problems=[429],
     headers={201: ("Location",), 202: ("Location", "Retry-After")},
     media_types=_TAKEN,
 )
@@ -71,6 +73,7 @@ def _receive(query: UploadQuery, announced: int | None) -> Response:
     with here.db.tenant(tenant_id) as session:
         kept = claim.recall(session) if claim else None
         if kept is None:
+            check_quotas(session, query.kind, announced or 0)
             upload = begin_upload(
                 session,
                 tenant_id,
@@ -98,6 +101,9 @@ def _receive(query: UploadQuery, announced: int | None) -> Response:
             # A twin of this request may have been faster; then its answer is ours too.
             kept = claim.recall(session) if claim else None
             if kept is None:
+                if received.size_bytes != announced:
+                    quotas = here.admission.quotas(session, tenant_id)
+                    check_room(session, tenant_id, quotas, received.size_bytes, but_for=upload.id)
                 reply = store_upload(
                     session, upload.id, size_bytes=received.size_bytes, sha256=received.sha256
                 )
@@ -112,6 +118,18 @@ def _receive(query: UploadQuery, announced: int | None) -> Response:
         _discard(upload)
         return replay(kept, **_again(kept))
     return reply.response(**_again(reply))
+
+
+def check_quotas(session: Session, kind: str, size_bytes: int) -> None:
+    """Let an upload begin only where its bytes, and the ingest job of an archive, may follow.
+
+    Raises:
+        TooManyError: a quota of the tenant is used up.
+    """
+    admission, tenant_id = parts().admission, principal().tenant_id
+    check_room(session, tenant_id, admission.quotas(session, tenant_id), size_bytes)
+    if kind == UploadKind.ARCHIVE:
+        admission.admit_job(session, tenant_id)
 
 
 @contextmanager

@@ -38,6 +38,9 @@ _SERVER_OPTIONS = " ".join(
 _PING_AFTER_SECONDS = 1.0
 _RESTS_SINCE = "rests_since"
 
+#: When a client may ask again whose write found a full disk: people have to make room.
+_FULL_RETRY_SECONDS = 60
+
 #: Handed to the driver on every connection; seconds, but tcp_user_timeout in milliseconds.
 CONNECT_ARGS: dict[str, Any] = {
     "options": _SERVER_OPTIONS,
@@ -182,6 +185,12 @@ def _unavailable() -> Iterator[None]:
     try:
         yield
     except (OperationalError, PoolTimeout) as error:
+        if isinstance(getattr(error, "orig", None), psycopg.errors.DiskFull):
+            raise UnavailableError(
+                "the database's disk is full: nothing was written; make room and try again",
+                code="storage_full",
+                retry_after_seconds=_FULL_RETRY_SECONDS,
+            ) from error
         raise UnavailableError(
             "the database does not answer; try again", code="database_unavailable"
         ) from error

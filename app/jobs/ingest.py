@@ -67,6 +67,7 @@ def record_shard(
         .values(
             image_count=Upload.image_count + len(shard.entries),
             failed_count=Upload.failed_count + len(shard.failures),
+            packed_bytes=Upload.packed_bytes + (len(shard.body) if shard.entries else 0),
         )
         .execution_options(synchronize_session=False)
     )

@@ -19,6 +19,7 @@ from app.errors import InvalidInputError
 from app.ids import CHUNK, new_id
 from app.jobs.claim import Lease
 from app.jobs.inputs import Fault, Found, read_input
+from app.jobs.item_quota import ItemQuota
 from app.jobs.items import JobItem, fetched_together, pack_items
 from app.jobs.record import record_failure, record_part, record_plan
 from app.jobs.states import TERMINAL_JOB_STATES, ChunkState, ChunkTask, JobKind
@@ -52,59 +53,75 @@ def plan_job(
 ) -> bool:
     """Cut the job's input into chunks and seal it, or fail the job with all its faults.
 
-    False where it ended before, because of ``should_stop`` or because its stint is over: what
-    was committed stays, and the caller lets go of the lease. ``on_look`` hears of what was looked
-    at and is no item.
+    Over the tenant's quota of open items the chunk is given back for a while, and a job that
+    alone has more fails. False where it ended before, because of ``should_stop`` or because its
+    stint is over: what was committed stays, and the caller lets go of the lease. ``on_look``
+    hears of what was looked at and is no item.
 
     Raises:
         FencedError: another worker plans this job now.
         StorageError: the input could not be read; a later attempt goes on from here.
     """
+    quota = ItemQuota(db, lease, settings)
     stint = Stint(db, lease, settings.io_turn_seconds)
     with db.tenant(lease.tenant_id) as session:
         size = _full_chunk(session, lease, settings)
-    first = settings.chunk_items or MIN_CHUNK_ITEMS
+    part = _Part(lease, size, settings.chunk_items or MIN_CHUNK_ITEMS)
+    if quota.must_wait(part.planned):
+        return True
     with db.tenant(lease.tenant_id) as session:
         seen = _Seen(_planned_custom_ids(session, lease))
     stint.begin_work()
-    faults: list[dict[str, Any]] = []
-    fault_count = 0
-    part = _Part(lease, size, first)
+    faults = _Faults()
     for number, entry in enumerate(read_input(db, store, settings.bucket, lease, on_look)):
         if number % _LOOK_ENTRIES == 0:
             if should_stop():
                 return False
             # Not with faults: they are in memory alone, and reading on without writing is quick.
-            if part.has_grown and not fault_count and stint.is_over():
+            if part.has_grown and not faults.count and stint.is_over():
                 _commit_part(db, settings, lease, part)
                 return False
         fault = entry if isinstance(entry, Fault) else seen.check(entry)
         if fault is not None:
-            fault_count += 1
-            if len(faults) < _MAX_FAULTS:
-                faults.append(fault.as_dict())
+            faults.add(fault)
         elif isinstance(entry, Found):
             # Seen even where a fault came before, so that every repeat is told.
             found = seen.unique(entry)
-            if not fault_count:
+            if not faults.count:
                 part.add(found)
             if part.item_count >= _PART_ITEMS:
                 _commit_part(db, settings, lease, part)
+                if quota.must_wait(part.planned):
+                    return True
     with db.tenant(lease.tenant_id) as session:
-        if fault_count:
-            error = InvalidInputError(
-                f"the input has {fault_count} fault{'s' if fault_count > 1 else ''}; nothing was "
-                "recognised. Mend what errors names and submit again.",
-                code="input_invalid",
-                errors=faults,
-                total=fault_count,
-            )
-            record_failure(session, lease, error.as_dict())
-            return True
-        if part.item_count:
+        if faults.count:
+            record_failure(session, lease, faults.as_error().as_dict())
+        elif not quota.fail_if_too_large(session, part.planned + part.item_count):
             part.write(session, settings.lease_seconds)
-        record_plan(session, lease)
+            record_plan(session, lease)
     return True
+
+
+class _Faults:
+    """What is wrong in the input: the first of it by line, all of it by number."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: list[dict[str, Any]] = []
+
+    def add(self, fault: Fault) -> None:
+        self.count += 1
+        if len(self._first) < _MAX_FAULTS:
+            self._first.append(fault.as_dict())
+
+    def as_error(self) -> InvalidInputError:
+        return InvalidInputError(
+            f"the input has {self.count} fault{'s' if self.count > 1 else ''}; nothing was "
+            "recognised. Mend what errors names and submit again.",
+            code="input_invalid",
+            errors=self._first,
+            total=self.count,
+        )
 
 
 class _Part:
@@ -138,8 +155,15 @@ class _Part:
         self.item_count += 1
         self.has_grown = True
 
+    @property
+    def planned(self) -> int:
+        """Items of the job so far that are committed."""
+        return self._lo
+
     def write(self, session: Session, lease_seconds: float) -> None:
         """Insert the chunks with the position they reach, and begin an empty part."""
+        if not self.item_count:
+            return
         lease, rows, lo = self._lease, [], self._lo
         for run in self._runs:
             rows.append(
@@ -197,9 +221,8 @@ def _short_digest(text: str) -> bytes:
 
 
 def _commit_part(db: Database, settings: Settings, lease: Lease, part: _Part) -> None:
-    if part.item_count:
-        with db.tenant(lease.tenant_id) as session:
-            part.write(session, settings.lease_seconds)
+    with db.tenant(lease.tenant_id) as session:
+        part.write(session, settings.lease_seconds)
 
 
 def _planned_custom_ids(session: Session, lease: Lease) -> Iterator[str]:

@@ -286,7 +286,10 @@ class Artifact(Base):
     sha256: Mapped[str] = mapped_column(Text)
     created_at: Mapped[Moment] = mapped_column(server_default=func.now())
 
-    __table_args__ = (Index("ix_artifacts_job_id_id", "job_id", "id"),)
+    __table_args__ = (
+        Index("ix_artifacts_job_id_id", "job_id", "id"),
+        Index("ix_artifacts_tenant_id", "tenant_id"),
+    )
 
 
 class IdempotencyKey(Base):

@@ -9,6 +9,10 @@ from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
 from app.errors import InvalidInputError, ObjectMissingError, StorageError
 
+_INSUFFICIENT_STORAGE = 507
+_FULL = frozenset({"XMinioStorageFull", "InsufficientStorage", "QuotaExceeded"})
+#: When a client may ask again whose write found no room: people have to make some.
+_FULL_RETRY_SECONDS = 60
 _MISSING_KEY = frozenset({"NoSuchKey", "404", "NotFound"})
 
 
@@ -27,6 +31,12 @@ def faults(bucket: str, key: str) -> Iterator[None]:
             raise ObjectMissingError(
                 f"{where(bucket, key)} ends before the range that was asked for"
             ) from None
+        if _is_full(error):
+            raise StorageError(
+                "the object store is full: nothing was written; make room and try again",
+                code="storage_full",
+                retry_after_seconds=_FULL_RETRY_SECONDS,
+            ) from error
         raise StorageError(
             f"the object store refused {error.operation_name} of {where(bucket, key)}: {code}"
         ) from error
@@ -38,6 +48,16 @@ def faults(bucket: str, key: str) -> Iterator[None]:
         raise StorageError(
             f"the object store did not answer for {where(bucket, key)}: {type(error).__name__}"
         ) from error
+
+
+def _is_full(error: ClientError) -> bool:
+    """Whether the store has no room: 507 (RFC 4918), MinIO's own word, or a file server's."""
+    said = error.response.get("Error", {})
+    return (
+        error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == _INSUFFICIENT_STORAGE
+        or said.get("Code") in _FULL
+        or "no space left on device" in str(said.get("Message", "")).lower()
+    )
 
 
 def error_code(error: ClientError) -> str:

@@ -78,6 +78,18 @@ def create_tenant(session: Session, name: str) -> Tenant:
     return tenant
 
 
+def get_tenant(session: Session, name: str) -> Tenant:
+    """The tenant of this name; needs a system session.
+
+    Raises:
+        NotFoundError: ``tenant_not_found``.
+    """
+    tenant = session.scalar(select(Tenant).where(Tenant.name == name))
+    if tenant is None:
+        raise NotFoundError(f"there is no tenant {name[:60]!r}", code="tenant_not_found")
+    return tenant
+
+
 def create_key(
     session: Session,
     tenant_id: str,

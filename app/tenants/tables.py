@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ForeignKey, Index, Text, func
+from sqlalchemy import BigInteger, ForeignKey, Index, Text, func
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -17,6 +17,11 @@ class Tenant(Base):
     id: Mapped[Id] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(Text, unique=True)
     created_at: Mapped[Moment] = mapped_column(server_default=func.now())
+    #: Limits of its own; NULL means that of the settings. See :class:`app.tenants.quotas.Quotas`.
+    max_open_jobs: Mapped[int | None] = mapped_column(BigInteger)
+    max_open_items: Mapped[int | None] = mapped_column(BigInteger)
+    max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    max_submissions_per_minute: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class ApiKey(Base):

@@ -53,6 +53,8 @@ class Upload(Base):
     #: Images packed so far, and members that failed.
     image_count: Mapped[int] = mapped_column(BigInteger, default=0)
     failed_count: Mapped[int] = mapped_column(BigInteger, default=0)
+    #: Bytes of its shards so far.
+    packed_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
     created_at: Mapped[Moment] = mapped_column(server_default=func.now())
     stored_at: Mapped[Moment | None]
     ready_at: Mapped[Moment | None]

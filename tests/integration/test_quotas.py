@@ -1,0 +1,318 @@
+"""Quotas: what is over is refused with its name, its numbers and when to come back, or waits."""
+
+from __future__ import annotations
+
+import io
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select, text, update
+from sqlalchemy.orm import Session
+from typer.testing import CliRunner
+
+from app.cli.main import app as commands
+from app.db.session import Database
+from app.errors import ObjectMissingError
+from app.jobs.admit import _COUNT, Admission, _window
+from app.jobs.plan import plan_job
+from app.jobs.states import ChunkState, ChunkTask, JobState
+from app.jobs.tables import Artifact, Chunk, Job
+from app.settings import Settings
+from app.storage.s3 import ObjectStore
+from app.tenants.quotas import Quotas, quotas_of, set_quotas
+from app.tenants.tables import Tenant
+from app.uploads.room import stored_bytes
+from app.uploads.tables import Upload
+from tests.api_client import Api, import_body, make_app, make_key
+from tests.factories import add_job, add_upload, entry, make_tenant
+from tests.jobs import chunk_ids, claim, look_at_chunk, look_at_job
+from tests.plans import BUCKET, put, run_plan, submit
+from tests.service import environment
+from tests.unit.archives import image_bytes, make_zip
+
+PLENTY = Quotas(1000, 1000, 10**9, 1000)
+
+
+def limited(settings: Settings, **limits: int) -> Settings:
+    return settings.model_copy(update=limits)
+
+
+@pytest.fixture
+def make_api(settings: Settings, objects: ObjectStore, database: Database, tenant_id: str) -> Any:
+    """The API under other quotas, as this test's tenant."""
+
+    def make(**limits: int) -> Api:
+        app = make_app(limited(settings, **limits), objects)
+        return Api(app, make_key(database, settings, tenant_id))
+
+    return make
+
+
+def refused(answer: Any, code: str) -> dict[str, Any]:
+    """The problem of a refusal by a quota."""
+    assert answer.status_code == 429, answer.text
+    problem: dict[str, Any] = answer.json
+    assert problem["code"] == code
+    assert 1 <= int(answer.headers["Retry-After"]) <= 60
+    return problem
+
+
+def test_jobs_over_the_quota_are_refused_until_one_has_ended(
+    make_api: Any, database: Database, tenant_id: str
+) -> None:
+    api = make_api(max_open_jobs=2)
+    first, _ = (api("POST", "/v1/jobs", json=import_body()).json for _ in range(2))
+    problem = refused(api("POST", "/v1/jobs", json=import_body()), "too_many_jobs")
+    assert "2 open jobs" in problem["detail"]
+    assert problem["errors"] == [{"pointer": "max_open_jobs", "detail": "2 open jobs; at most 2"}]
+    refused(
+        api("POST", "/v1/models/other/versions", json=import_body()["options"]), "too_many_jobs"
+    )
+    # Polling and the rest of the tenant's life go on.
+    assert api("GET", f"/v1/jobs/{first['id']}").status_code == 200
+    with database.system() as session:
+        session.execute(
+            update(Job)
+            .where(Job.id == first["id"])
+            .values(state=JobState.CANCELLED, ended_at=func.now())
+        )
+    assert api("POST", "/v1/jobs", json=import_body()).status_code == 202
+
+
+def test_other_tenants_are_not_counted(
+    make_api: Any, database: Database, settings: Settings
+) -> None:
+    api = make_api(max_open_jobs=1)
+    assert api("POST", "/v1/jobs", json=import_body()).status_code == 202
+    other = Api(api.app, make_key(database, settings, make_tenant(database)))
+    assert other("POST", "/v1/jobs", json=import_body()).status_code == 202
+
+
+def test_replay_of_an_accepted_submission_is_never_refused(make_api: Any) -> None:
+    api = make_api(max_open_jobs=1)
+    words = {"json": import_body(), "headers": {"Idempotency-Key": "once"}}
+    accepted = api("POST", "/v1/jobs", **words)
+    again = api("POST", "/v1/jobs", **words)
+    assert (again.status_code, again.json["id"]) == (202, accepted.json["id"])
+
+
+def test_submissions_of_a_minute_are_counted_and_age(
+    make_api: Any, database: Database, tenant_id: str
+) -> None:
+    api = make_api(max_submissions_per_minute=3)
+    for _ in range(3):
+        assert api("POST", "/v1/jobs", json=import_body()).status_code == 202
+    answer = api("POST", "/v1/jobs", json=import_body())
+    assert "3 jobs within a minute" in refused(answer, "too_many_submissions")["detail"]
+    assert int(answer.headers["Retry-After"]) > 30
+    with database.system() as session:
+        oldest = session.scalar(select(func.min(Job.id)).where(Job.tenant_id == tenant_id))
+        session.execute(
+            update(Job)
+            .where(Job.id == oldest)
+            .values(created_at=func.now() - timedelta(seconds=61))
+        )
+    assert api("POST", "/v1/jobs", json=import_body()).status_code == 202
+
+
+def test_bytes_over_the_quota_are_refused_before_they_are_sent_and_after(
+    make_api: Any, database: Database, tenant_id: str, objects: ObjectStore
+) -> None:
+    body = make_zip({"a.png": image_bytes("PNG")})
+    api = make_api(max_stored_bytes=2 * len(body) - 1)
+    send = {"content_type": "application/zip", "data": body}
+    assert api("POST", "/v1/uploads?filename=a.zip", **send).status_code == 202
+    problem = refused(api("POST", "/v1/uploads?filename=b.zip", **send), "too_many_bytes")
+    assert f"{len(body)} bytes stored" in problem["detail"]
+    begin = {"kind": "archive", "filename": "c.zip", "size_bytes": len(body)}
+    refused(api("POST", "/v1/uploads/multipart", json=begin), "too_many_bytes")
+    # Of unknown length: known only once all of it is here, and then nothing of it is kept.
+    answer = api(
+        "POST",
+        "/v1/uploads?filename=d.zip",
+        input_stream=io.BytesIO(body),
+        environ_overrides={"CONTENT_LENGTH": "", "wsgi.input_terminated": True},
+    )
+    refused(answer, "too_many_bytes")
+    with database.tenant(tenant_id) as session:
+        last = session.scalars(select(Upload).order_by(Upload.created_at.desc()).limit(1)).one()
+        assert last.state == "failed"
+        assert stored_bytes(session, tenant_id) == len(body)
+    with pytest.raises(ObjectMissingError):
+        objects.head("darkroom", last.object_key)
+
+
+def test_archives_are_counted_until_they_are_packed_and_artifacts_always(
+    database: Database, tenant_id: str
+) -> None:
+    with database.tenant(tenant_id) as session:
+        upload = add_upload(session, tenant_id, [entry(0)])
+        upload.size_bytes, upload.packed_bytes = 700, 500
+        session.flush()
+        assert stored_bytes(session, tenant_id) == 500
+        upload.state = "stored"
+        session.flush()
+        assert stored_bytes(session, tenant_id) == 1200
+        assert stored_bytes(session, tenant_id, but_for=upload.id) == 0
+        job = add_job(session, tenant_id)
+        session.add(
+            Artifact(
+                id=job.id.replace("job", "art"),
+                tenant_id=tenant_id,
+                job_id=job.id,
+                name="a",
+                media_type="x/y",
+                object_key="k",
+                size_bytes=30,
+                sha256="0",
+            )
+        )
+        session.flush()
+        assert stored_bytes(session, tenant_id) == 1230
+
+
+def plan_once(db: Database, store: ObjectStore, settings: Settings, job_id: str) -> None:
+    """One attempt at the job's plan."""
+    with db.system() as session:
+        chunk = session.scalars(
+            select(Chunk).where(Chunk.job_id == job_id, Chunk.task == ChunkTask.PLAN)
+        ).one()
+        session.execute(update(Chunk).where(Chunk.id == chunk.id).values(due_at=func.now()))
+    lease = claim(db, chunk.tenant_id, chunk.id, task=ChunkTask.PLAN)
+    assert plan_job(db, store, settings, lease, should_stop=lambda: False)
+
+
+def items_job(db: Database, store: ObjectStore, tenant_id: str, count: int) -> str:
+    store.ensure_bucket(BUCKET)
+    lines = "\n".join(json.dumps({"key": f"{number}.png"}) for number in range(count))
+    return submit(db, tenant_id, {"manifest": put(store, f"{tenant_id}/{count}.jsonl", lines)})
+
+
+def test_plan_over_the_quota_of_items_waits_until_there_is_room(
+    database: Database, objects: ObjectStore, settings: Settings, tenant_id: str
+) -> None:
+    tight = limited(settings, max_open_items=10)
+    first = items_job(database, objects, tenant_id, 10)
+    second = items_job(database, objects, tenant_id, 7)
+    run_plan(database, objects, tight, tenant_id, first)
+    plan_once(database, objects, tight, second)
+    (plan_id,) = chunk_ids(database, second)
+    waiting = look_at_chunk(database, plan_id)
+    assert waiting.state == ChunkState.PENDING
+    assert waiting.due_at > waiting.created_at
+    assert (waiting.kills, waiting.faults) == (0, 0)
+    assert look_at_job(database, tenant_id, second).state == JobState.VALIDATING
+    with database.system() as session:
+        session.execute(update(Job).where(Job.id == first).values(succeeded=9))
+    plan_once(database, objects, tight, second)
+    assert look_at_job(database, tenant_id, second).state == JobState.QUEUED
+
+
+def test_plans_never_wait_for_each_other(
+    database: Database, objects: ObjectStore, settings: Settings, tenant_id: str
+) -> None:
+    tight = limited(settings, max_open_items=10)
+    older, younger = (items_job(database, objects, tenant_id, 8 + n) for n in range(2))
+    with database.system() as session:
+        # Both have begun, and together they are too many already.
+        session.execute(update(Job).where(Job.id.in_([older, younger])).values(total=9))
+    plan_once(database, objects, tight, older)
+    assert look_at_job(database, tenant_id, older).state == JobState.QUEUED
+
+
+def test_job_that_alone_has_too_many_items_fails_and_says_so(
+    database: Database, objects: ObjectStore, settings: Settings, tenant_id: str
+) -> None:
+    job_id = items_job(database, objects, tenant_id, 11)
+    job = run_plan(database, objects, limited(settings, max_open_items=10), tenant_id, job_id)
+    assert job.state == JobState.FAILED
+    assert job.error is not None
+    assert job.error["code"] == "too_many_items"
+    assert "more than 10 items" in job.error["detail"]
+
+
+def test_count_far_from_the_limits_serves_for_a_second_and_near_them_for_one_job(
+    database: Database, tenant_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 1000.0
+    monkeypatch.setattr("app.jobs.admit.monotonic_seconds", lambda: clock)
+    counted: list[str] = []
+    admission = Admission(Quotas(100, 1000, 1000, 1000))
+    count = admission._count
+
+    def counting(session: Session, tenant_id: str) -> Any:
+        counted.append(tenant_id)
+        return count(session, tenant_id)
+
+    monkeypatch.setattr(admission, "_count", counting)
+    with database.tenant(tenant_id) as session:
+        for _ in range(50):
+            admission.admit_job(session, tenant_id)
+        assert len(counted) == 1
+        clock += 1.1
+        admission.admit_job(session, tenant_id)
+        assert len(counted) == 2
+        # This process's own jobs are added to what was counted: near the limit it looks again.
+        for _ in range(100):
+            admission.admit_job(session, tenant_id)
+        assert len(counted) == 3
+
+
+def test_tenants_own_limits_come_before_those_of_the_settings(
+    database: Database, tenant_id: str
+) -> None:
+    with database.system() as session:
+        name = session.get_one(Tenant, tenant_id).name
+        set_quotas(session, name, max_open_jobs=7)
+        assert quotas_of(session, tenant_id, PLENTY) == Quotas(7, 1000, 10**9, 1000)
+        set_quotas(session, name, max_open_jobs=None)
+        assert quotas_of(session, tenant_id, PLENTY) == PLENTY
+
+
+def test_command_shows_and_sets_quotas(
+    database: Database, settings: Settings, tenant_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+    with database.system() as session:
+        name = session.get_one(Tenant, tenant_id).name
+
+    def run(*words: str) -> Any:
+        done = CliRunner().invoke(commands, ["tenants", *words, "--json"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    assert run("quota", name, "--max-open-jobs", "5")[0]["max_open_jobs"] == 5
+    assert {row["name"]: row["max_open_jobs"] for row in run("list")}[name] == 5
+    assert run("quota", name, "--max-open-jobs", "0")[0]["max_open_jobs"] == settings.max_open_jobs
+
+
+def test_counting_reads_open_and_new_jobs_alone(
+    quiet: Database,
+) -> None:
+    tenant_id = make_tenant(quiet)
+    with quiet.tenant(tenant_id) as session:
+        job_id = add_job(session, tenant_id).id
+    many = text(
+        "INSERT INTO jobs (id, tenant_id, kind, state, priority, input, options, metadata, total,"
+        " succeeded, failed, skipped, cancelled, seq, ended_at, created_at)"
+        " SELECT id || '_' || n, tenant_id, kind, CASE WHEN n % 5 = 0 THEN state ELSE 'succeeded'"
+        " END, 0, input, options, metadata, 0, 0, 0, 0, 0, 0,"
+        " CASE WHEN n % 5 > 0 THEN now() END, now() - interval '1 day'"
+        " FROM jobs, generate_series(1, 20000) n WHERE id = :id"
+    )
+    with quiet.system() as session:
+        session.execute(many, {"id": job_id})
+        older = text("UPDATE jobs SET id = 'job_00' || substr(id, 7) WHERE id <> :id")
+        session.execute(older, {"id": job_id})
+    with quiet.system() as session:
+        session.execute(text("ANALYZE jobs"))
+    with quiet.tenant(tenant_id) as session:
+        row = session.execute(_COUNT, _window(tenant_id)).one()
+        assert (row.open_jobs, row.submitted) == (4001, 1)
+        plan = "\n".join(session.scalars(text(f"EXPLAIN {_COUNT.text}"), _window(tenant_id)))
+    assert "ix_jobs_tenant_open" in plan or "ix_jobs_open" in plan, plan
+    assert "ix_jobs_tenant_id_id" in plan, plan
+    assert "Seq Scan" not in plan
