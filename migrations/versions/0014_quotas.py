@@ -10,8 +10,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0013"
-down_revision = "0012"
+revision = "0014"
+down_revision = "0013"
 
 _QUOTAS = ("max_open_jobs", "max_open_items", "max_stored_bytes", "max_submissions_per_minute")
 
