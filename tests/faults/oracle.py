@@ -119,6 +119,7 @@ class _Judge:
         self._judge_answers(items)
         self._judge_counters(job, items)
         self._judge_fences()
+        self._judge_events(job)
 
     def _judge_closing(self, job: Any) -> None:
         if job.tenant_id != self._accepted.tenant_id:
@@ -212,6 +213,20 @@ class _Judge:
         )
         if recorded:
             self._breach("has results of attempts that held no lease", recorded)
+
+    def _judge_events(self, job: Any) -> None:
+        """The outbox tells of every recording and of the end, once each and without a hole."""
+        events = self._rows("SELECT number, type, data FROM events WHERE job_id = :job ORDER BY 1")
+        if [event.number for event in events] != list(range(1, job.event_number + 1)):
+            self._breach(f"has {len(events)} events, and {job.event_number} is the last", events)
+        recordings = sum(event.type == "job.progress" for event in events)
+        if recordings != job.seq:
+            self._breach(f"has {recordings} events of {job.seq} recordings")
+        ends = [event for event in events if event.type.partition(".")[2] in TERMINAL_JOB_STATES]
+        if [event.type for event in ends] != [f"job.{job.state}"] or events[-1] is not ends[0]:
+            self._breach(f"is {job.state}, and its events end otherwise", events[-_SHOWN:])
+        elif ends[0].data["counts"]["succeeded"] != job.succeeded:
+            self._breach("has a last event with other counts", ends)
 
     def _rows(self, query: str) -> Sequence[Any]:
         return self._session.execute(text(query), {"job": self._accepted.job_id}).all()

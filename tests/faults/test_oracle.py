@@ -194,6 +194,22 @@ def test_open_lease_of_an_ended_job_is_seen(database: Database, job: Accepted) -
     assert any("open chunks" in breach for breach in judge(database, [job]).breaches)
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM events WHERE job_id = :job AND number = 2",
+        "DELETE FROM events WHERE job_id = :job AND type = 'job.succeeded'",
+        "UPDATE events SET type = 'job.failed' WHERE job_id = :job AND type = 'job.succeeded'",
+        "UPDATE events SET type = 'job.running' WHERE job_id = :job AND number = 3",
+    ],
+)
+def test_event_that_is_missing_or_wrong_is_seen(
+    database: Database, job: Accepted, statement: str
+) -> None:
+    _plant(database, job, statement)
+    assert any("event" in breach for breach in judge(database, [job]).breaches)
+
+
 def test_job_that_nobody_was_told_of_is_there_twice(database: Database, job: Accepted) -> None:
     _open_job(database, job.tenant_id)
     assert judge(database, [job]).twice == 1

@@ -56,6 +56,7 @@ class Local:
             "S3_ACCESS_KEY": self.s3.access_key_id,
             "S3_SECRET_KEY": self.s3.secret_access_key,
             "DARKROOM_KEY_PEPPER": self.postgres.secrets.key_pepper,
+            "DARKROOM_WEBHOOK_HOSTS": "",
         }
         text = VARIABLE.sub(lambda found: variables[found[1]], text)
         text = re.sub(r"@postgres:5432/darkroom\b", f"@postgres:5432/{DATABASE}", text)

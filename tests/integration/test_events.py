@@ -13,6 +13,7 @@ from app.errors import FencedError
 from app.jobs.cancel import cancel_job
 from app.jobs.claim import Lease
 from app.jobs.events import EVENT_TYPES, Event
+from app.jobs.pause import pause_job, resume_job
 from app.jobs.record import record_chunk, record_failure, record_plan, record_prefix
 from app.jobs.states import ChunkTask, JobState
 from app.jobs.submit import submit_import, submit_predict
@@ -158,6 +159,15 @@ def test_cancel_that_changes_nothing_writes_no_event(database: Database, tenant_
     cancel()
     assert types_of(database, job_id) == ["job.cancelling", "job.cancelled"]
     assert look_at_job(database, tenant_id, job_id).event_number == 2
+
+
+def test_pause_and_resume_are_told(database: Database, tenant_id: str) -> None:
+    with database.tenant(tenant_id) as session:
+        job_id = add_planned_job(session, tenant_id, 3)
+    for change in (pause_job, pause_job, resume_job):
+        with database.tenant(tenant_id) as session:
+            change(session, tenant_id, job_id)
+    assert types_of(database, job_id) == ["job.paused", "job.queued"]
 
 
 def test_number_of_an_event_cannot_be_taken_twice(database: Database, tenant_id: str) -> None:
