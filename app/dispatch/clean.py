@@ -13,13 +13,13 @@ from app.webhooks.states import DeliveryState
 from app.webhooks.tables import WebhookDelivery
 
 #: Rows deleted in one transaction.
-BATCH = 1000
+CLEAN_BATCH = 1000
 
 
 def clean_notifications(db: Database, *, days: float) -> int:
     """Delete events and deliveries older than ``days`` that nobody is owed; how many rows.
 
-    At most :data:`BATCH` of each; any number of sweepers may do so at once.
+    At most :data:`CLEAN_BATCH` of each; any number of sweepers may do so at once.
 
     Raises:
         UnavailableError: the database does not answer.
@@ -28,7 +28,7 @@ def clean_notifications(db: Database, *, days: float) -> int:
     events = (
         select(Event.job_id, Event.number)
         .where(Event.state == EventState.FANNED_OUT, Event.created_at < before)
-        .limit(BATCH)
+        .limit(CLEAN_BATCH)
         .with_for_update(skip_locked=True)
     )
     deliveries = (
@@ -37,7 +37,7 @@ def clean_notifications(db: Database, *, days: float) -> int:
             WebhookDelivery.state.in_([DeliveryState.DELIVERED, DeliveryState.FAILED]),
             WebhookDelivery.created_at < before,
         )
-        .limit(BATCH)
+        .limit(CLEAN_BATCH)
         .with_for_update(skip_locked=True)
     )
     deleted = 0

@@ -51,6 +51,15 @@ _JOBS = text(
     GROUP BY state
     """
 )
+# By the partial indexes of what is owed: rows that are done are not looked at.
+_OWED = text(
+    """
+    SELECT (SELECT count(*) FROM events WHERE state = 'pending') AS events,
+           count(*) AS deliveries,
+           coalesce(extract(epoch FROM now() - min(created_at)), 0) AS oldest
+    FROM webhook_deliveries WHERE state IN ('pending', 'sending')
+    """
+)
 
 
 class DispatcherGauges:
@@ -134,6 +143,7 @@ class _Service(Collector):
             alive = {"alive_seconds": self._alive_seconds}
             workers = {row.queue: row for row in session.execute(_SLOTS, alive)}
             jobs = {row.state: row.jobs for row in session.execute(_JOBS)}
+            owed = session.execute(_OWED).one()
         runnable = _by("queue", "chunks_runnable", "Chunks that a worker could take now.")
         suspects = _by("queue", "chunks_suspect", "Waiting chunks that have killed a worker.")
         oldest = _by("queue", "wait_seconds", "Seconds the oldest of them waits for its bell.")
@@ -152,7 +162,12 @@ class _Service(Collector):
         open_jobs = _by("state", "jobs_open", "Jobs that have not ended.")
         for state in ("validating", "queued", "running", "finalizing", "paused", "cancelling"):
             open_jobs.add_metric([state], jobs.get(state, 0))
-        return [runnable, suspects, oldest, leases, alive_workers, free, open_jobs]
+        return [
+            *(runnable, suspects, oldest, leases, alive_workers, free, open_jobs),
+            _gauge("events_pending", "Events that webhooks have not had yet.", owed.events),
+            _gauge("webhooks_undelivered", "Deliveries that wait or are sent.", owed.deliveries),
+            _gauge("webhooks_oldest_seconds", "Age of the oldest of them.", float(owed.oldest)),
+        ]
 
 
 def _gauge(name: str, meaning: str, value: float) -> GaugeMetricFamily:

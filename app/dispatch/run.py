@@ -20,7 +20,6 @@ from app.alive import show_alive
 from app.clock import monotonic_seconds
 from app.db.schema import require_schema
 from app.db.session import Database
-from app.dispatch.clean import clean_notifications
 from app.dispatch.cleanup import Cleanup
 from app.dispatch.gauges import DispatcherGauges
 from app.dispatch.notify import notifying
@@ -40,8 +39,6 @@ log = get_logger(__name__)
 #: Pause after the database or Redis did not answer.
 _PAUSE_SECONDS = 1.0
 _JOIN_SECONDS = 5.0
-#: Between two looks for rows that are too old to keep.
-_CLEAN_SECONDS = 30.0
 
 
 def run_loop(
@@ -76,7 +73,7 @@ def _relay_and_sweep(
     stopping: threading.Event,
     gauges: DispatcherGauges,
 ) -> None:
-    relay_due = sweep_due = clean_due = 0.0
+    relay_due = sweep_due = 0.0
     while not stopping.is_set():
         # Apart, because a cancelled job must end although no bell can be rung.
         if monotonic_seconds() >= relay_due:
@@ -85,9 +82,6 @@ def _relay_and_sweep(
         if monotonic_seconds() >= sweep_due:
             well = _survive(lambda: _sweep(settings, db, gauges))
             sweep_due = monotonic_seconds() + (settings.sweep_seconds if well else _PAUSE_SECONDS)
-        if monotonic_seconds() >= clean_due:
-            _survive(lambda: _clean(settings, db))
-            clean_due = monotonic_seconds() + _CLEAN_SECONDS
         stopping.wait(settings.dispatch_seconds)
 
 
@@ -109,12 +103,6 @@ def _sweep(settings: Settings, db: Database, gauges: DispatcherGauges) -> None:
     if swept:
         log.info("swept", **asdict(swept))
     show_alive(settings.alive_file)
-
-
-def _clean(settings: Settings, db: Database) -> None:
-    cleaned = clean_notifications(db, days=settings.event_days)
-    if cleaned:
-        log.info("cleaned", rows=cleaned)
 
 
 def _survive(step: Callable[[], None]) -> bool:

@@ -16,6 +16,7 @@ from sqlalchemy import func, select, update
 from app.db.session import Database
 from app.dispatch.clean import clean_notifications
 from app.dispatch.fan_out import fan_out
+from app.dispatch.gauges import DispatcherGauges
 from app.dispatch.notify import notifying
 from app.dispatch.stops import end_stopped_jobs
 from app.jobs.cancel import cancel_job
@@ -393,6 +394,22 @@ def test_dispatcher_killed_after_the_post_sends_it_again_under_the_same_id(
     assert first.webhook_id == second.webhook_id == left.id
     assert first.body == second.body
     assert only_delivery(quiet, webhook).attempt == 2
+
+
+def test_gauges_tell_what_is_owed(quiet: Database, settings: Settings, receiver: Receiver) -> None:
+    owner = make_tenant(quiet)
+    add_webhook(quiet, owner, receiver.url)
+    cancelled_job(quiet, owner)
+
+    def read(name: str) -> float | None:
+        return DispatcherGauges(settings, quiet).registry.get_sample_value(f"darkroom_{name}")
+
+    assert (read("events_pending"), read("webhooks_undelivered")) == (2, 0)
+    fan_out(quiet)
+    assert (read("events_pending"), read("webhooks_undelivered")) == (0, 1)
+    assert (read("webhooks_oldest_seconds") or 0) > 0
+    send_all(quiet)
+    assert (read("webhooks_undelivered"), read("webhooks_oldest_seconds")) == (0, 0)
 
 
 def test_old_events_and_deliveries_are_cleaned_up_and_what_is_owed_stays(
