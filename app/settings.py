@@ -181,6 +181,12 @@ class Settings(BaseSettings):
     worker_name: str | None = Field(
         None, description="Name of this worker on its host; stays the same over restarts."
     )
+    niceness: int = Field(
+        0,
+        ge=0,
+        le=19,
+        description="Kernel niceness of this worker; `darkroom up` lets its workers have 5.",
+    )
     cache_dir: Path = Field(
         Path("~/.cache/darkroom"), description="Where a worker keeps weights it fetched."
     )

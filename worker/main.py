@@ -140,6 +140,7 @@ def main() -> None:
     logging.getLogger("kombu").setLevel(logging.WARNING)
     # Celery warns of root because of pickle, which is refused here.
     warnings.filterwarnings("ignore", category=SecurityWarning)
+    os.nice(settings.niceness)
     queue = Queue(arguments.role)
     if queue is Queue.TRAINING:
         # A step of a small network lasts milliseconds. Threads that spin while they wait for each

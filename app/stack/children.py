@@ -13,6 +13,10 @@ API_GRACE_SECONDS = 20
 #: A request that shows no life for so long is cut; long polls and uploads stay below it.
 API_TIMEOUT_SECONDS = 120
 
+#: On one machine the API, the database and the dispatcher go before the workers: who asks waits for
+#: an answer, and work that takes minutes does not notice.
+WORKER_NICENESS = 5
+
 #: Roles above row level security.
 _NOT_HANDED_ON = frozenset({"SYSTEM_DATABASE_URL", "ADMIN_DATABASE_URL"})
 
@@ -45,7 +49,11 @@ def child_specs(
         return ChildSpec(
             name,
             module("worker.main", "--role", role),
-            {**common, "DARKROOM_WORKER_NAME": name + worker_suffix},
+            {
+                "DARKROOM_NICENESS": str(WORKER_NICENESS),
+                **common,
+                "DARKROOM_WORKER_NAME": name + worker_suffix,
+            },
             is_worker=True,
         )
 

@@ -103,6 +103,8 @@ def running_processes(
     settings = parts.settings
     port = free_port()
     variables = environment(settings)
+    # Workers stand behind the API, as they do under ``darkroom up``.
+    variables.pop("DARKROOM_NICENESS")
     system_url = variables["SYSTEM_DATABASE_URL"]
     specs = child_specs(
         data_dir=folder,

@@ -94,6 +94,9 @@ def test_only_the_dispatcher_is_told_of_the_system_role_and_nobody_of_the_superu
         assert "ADMIN_DATABASE_URL" not in spec.environment
         has_system = "system" if spec.name == "dispatcher" else None
         assert spec.environment.get("SYSTEM_DATABASE_URL") == has_system
+        # Workers stand behind those whose answers people wait for; whoever knows better says so.
+        niceness = "5" if spec.is_worker else None
+        assert spec.environment.get("DARKROOM_NICENESS") == niceness
 
 
 def test_killed_child_is_named_and_started_again(tmp_path: Path) -> None:
