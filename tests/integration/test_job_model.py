@@ -20,10 +20,10 @@ from app.jobs.move import move_job
 from app.jobs.states import JobKind, JobState
 from app.stack.postgres import LocalPostgres
 from tests.model.clock import TimedDatabase
-from tests.model.drive import UNBOUNDED, Attempt, Bounds, Driver
+from tests.model.drive import Driver
 from tests.model.look import check
 from tests.model.play import play
-from tests.model.world import LEASE_SECONDS, rows_for
+from tests.model.values import LEASE_SECONDS, UNBOUNDED, Attempt, Bounds, rows_for
 
 #: Half a minute; `make fuzz` plays thousands.
 EXAMPLES = 30

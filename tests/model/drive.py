@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from app.dispatch.drift import recount_jobs
 from app.dispatch.relay import relay_once
 from app.dispatch.sweep import sweep_once
 from app.errors import ConflictError, FencedError
 from app.jobs.cancel import cancel_job
 from app.jobs.claim import (
-    Lease,
     claim_chunk,
     extend_lease,
     look_at_lease,
@@ -24,7 +23,6 @@ from app.jobs.claim import (
 from app.jobs.narrow import narrow_failing_chunk
 from app.jobs.pause import pause_job, resume_job
 from app.jobs.record import (
-    ItemRow,
     record_chunk,
     record_failure,
     record_part,
@@ -39,34 +37,20 @@ from tests.factories import add_job, make_tenant
 from tests.jobs import add_chunk, add_planned_job, add_worker, chunk_ids
 from tests.model.bells import HeardBell, RememberedBells
 from tests.model.clock import TimedDatabase
-from tests.model.world import LEASE_SECONDS, MAX_KILLS, ModelJob, World
+from tests.model.values import (
+    LEASE_SECONDS,
+    MAX_KILLS,
+    UNBOUNDED,
+    Attempt,
+    Bounds,
+    ModelJob,
+    item_rows,
+)
+from tests.model.world import World
 
 RING_AGAIN_SECONDS = 5.0
 # More than there are chunks: which of them are rung first would hang on their random ids.
 _SLOTS = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """How long a job may take, in seconds from its submission, and how many items may fail."""
-
-    seconds: float | None = None
-    failed_items: int | None = None
-    failed_fraction: float | None = None
-
-
-UNBOUNDED = Bounds()
-
-
-@dataclass(eq=False, slots=True)
-class Attempt:
-    """A worker that was given a chunk, and all that it knows; it may be long outdated."""
-
-    lease: Lease
-    #: Items that it has found or packed so far, where its task is resumable.
-    position: int
-    #: What the last heartbeat or look told it of the job.
-    told: JobState | None
 
 
 class Driver:
@@ -169,15 +153,15 @@ class Driver:
         assert done == self.world.release(lease.chunk_id, lease.attempt, delay, failed=failed)
 
     def record(self, attempt: Attempt, rows: Mapping[int, ItemState]) -> None:
-        taken = self._write(attempt, lambda s: record_chunk(s, attempt.lease, _as_rows(rows)))
+        taken = self._write(attempt, lambda s: record_chunk(s, attempt.lease, item_rows(rows)))
         assert taken == self.world.record(*_key(attempt), rows)
 
     def record_prefix(self, attempt: Attempt, rows: Mapping[int, ItemState]) -> None:
-        taken = self._write(attempt, lambda s: record_prefix(s, attempt.lease, _as_rows(rows)))
+        taken = self._write(attempt, lambda s: record_prefix(s, attempt.lease, item_rows(rows)))
         assert taken == self.world.record_prefix(*_key(attempt), rows)
 
     def record_stopped(self, attempt: Attempt, rows: Mapping[int, ItemState]) -> None:
-        taken = self._write(attempt, lambda s: record_stopped(s, attempt.lease, _as_rows(rows)))
+        taken = self._write(attempt, lambda s: record_stopped(s, attempt.lease, item_rows(rows)))
         assert taken == self.world.record_stopped(*_key(attempt), rows)
 
     def record_failure(self, attempt: Attempt) -> None:
@@ -246,6 +230,9 @@ class Driver:
         swept = sweep_once(self.db, max_kills=MAX_KILLS)
         assert swept.freed == self.world.sweep()
         assert swept.repaired == 0
+        # The recount of open jobs finds nothing to put right, wherever they stand.
+        recounted = recount_jobs(self.db)
+        assert (recounted.repaired, recounted.torn) == (0, 0)
 
     def relay(self) -> None:
         before = len(self.bells.waiting)
@@ -333,7 +320,7 @@ class Driver:
             record_part(
                 session,
                 attempt.lease,
-                _as_rows(rows),
+                item_rows(rows),
                 cursor=cursor,
                 added=added,
                 seal=seal,
@@ -353,17 +340,3 @@ class Driver:
 
 def _key(attempt: Attempt) -> tuple[str, int]:
     return attempt.lease.chunk_id, attempt.lease.attempt
-
-
-def _as_rows(rows: Mapping[int, ItemState]) -> list[ItemRow]:
-    return [
-        ItemRow(
-            ordinal,
-            f"item {ordinal}",
-            "s3://photos",
-            state,
-            prediction=[["cat", 1.0]] if state == ItemState.SUCCEEDED else None,
-            error={"code": "x"} if state == ItemState.FAILED else None,
-        )
-        for ordinal, state in rows.items()
-    ]

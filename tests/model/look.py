@@ -60,6 +60,23 @@ _BREACHES = {
             SELECT FROM chunks c WHERE c.job_id = i.job_id AND i.attempt <= c.attempt
             AND i.ordinal >= c.first_item AND i.ordinal < c.hi
             AND (i.ordinal < c.lo OR c.state NOT IN ('pending', 'running')))""",
+    "jobs whose events have a hole": """
+        SELECT j.id FROM jobs j
+        LEFT JOIN LATERAL (
+            SELECT count(*) AS found, coalesce(max(number), 0) AS last
+            FROM events WHERE job_id = j.id) e ON true
+        WHERE (e.found, e.last) IS DISTINCT FROM (j.event_number, j.event_number)""",
+    "jobs whose last event is not their one and only end": """
+        SELECT j.id FROM jobs j
+        LEFT JOIN LATERAL (
+            SELECT array_agg(number) AS ends FROM events WHERE job_id = j.id AND type IN (
+                'job.succeeded', 'job.partially_succeeded', 'job.failed', 'job.expired',
+                'job.cancelled')) e ON true
+        WHERE e.ends IS DISTINCT FROM
+              CASE WHEN j.ended_at IS NULL THEN NULL ELSE ARRAY[j.event_number::bigint] END
+        UNION ALL
+        SELECT j.id FROM jobs j JOIN events e ON e.job_id = j.id AND e.number = j.event_number
+        WHERE j.ended_at IS NOT NULL AND e.type <> 'job.' || j.state""",
     "rows of another tenant than that of their job": """
         SELECT j.id FROM jobs j JOIN items i ON i.job_id = j.id WHERE i.tenant_id <> j.tenant_id
         UNION ALL

@@ -11,9 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from app.jobs.states import ChunkState, ChunkTask, ItemState, JobKind, JobState
 from tests.model.clock import TimedDatabase
-from tests.model.drive import RING_AGAIN_SECONDS, UNBOUNDED, Attempt, Bounds, Driver
+from tests.model.drive import RING_AGAIN_SECONDS, Driver
 from tests.model.look import check
-from tests.model.world import LEASE_SECONDS, OPEN, rows_for
+from tests.model.values import LEASE_SECONDS, OPEN, UNBOUNDED, Attempt, Bounds, rows_for
 
 T = TypeVar("T")
 

@@ -6,86 +6,19 @@ transaction after another. What it returns is what that function must answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 
 from app.jobs.claim import NARROW_AT
 from app.jobs.states import (
-    TERMINAL_JOB_STATES,
     ChunkState,
     ChunkTask,
     ItemState,
-    JobKind,
     JobState,
     StopReason,
 )
+from tests.model.values import LEASE_SECONDS, MAX_KILLS, OPEN, ModelChunk, ModelJob
 
-LEASE_SECONDS = 30.0
-MAX_KILLS = 4
-OPEN = frozenset({ChunkState.PENDING, ChunkState.RUNNING})
 _GOING_ON = frozenset({JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING, JobState.PAUSED})
-
-
-@dataclass(slots=True)
-class ModelChunk:
-    """A chunk as the rules see it; times are seconds on the fake clock."""
-
-    id: str
-    job_id: str
-    task: ChunkTask
-    lo: int
-    hi: int
-    due_at: float
-    state: ChunkState = ChunkState.PENDING
-    attempt: int = 0
-    kills: int = 0
-    faults: int = 0
-    lease_until: float | None = None
-    worker_id: str | None = None
-
-    @property
-    def size(self) -> int:
-        """Items it still has to do; 0 where it is one step for the whole job."""
-        return self.hi - self.lo
-
-
-@dataclass(slots=True)
-class ModelJob:
-    """A job as the rules see it, with every item that was ever recorded."""
-
-    id: str
-    tenant_id: str
-    kind: JobKind
-    state: JobState
-    total: int = 0
-    sealed: bool = False
-    seq: int = 0
-    reason: StopReason | None = None
-    deadline_at: float | None = None
-    max_failed_items: int | None = None
-    max_failed_fraction: float | None = None
-    #: Whether it was ever queued, or running: a resume leads back to there.
-    was_queued: bool = False
-    was_running: bool = False
-    cancelled: int = 0
-    expired: int = 0
-    chunks: list[ModelChunk] = field(default_factory=list)
-    #: Ordinal → how it ended and under which attempt.
-    rows: dict[int, tuple[ItemState, int]] = field(default_factory=dict)
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is closed for good."""
-        return self.state in TERMINAL_JOB_STATES
-
-    @property
-    def counted(self) -> int:
-        """Items whose end is known."""
-        return len(self.rows) + self.cancelled + self.expired
-
-    def items(self, state: ItemState) -> int:
-        """Recorded items that ended so."""
-        return sum(found == state for found, _ in self.rows.values())
 
 
 class World:
@@ -383,11 +316,3 @@ class World:
         if job.state in _GOING_ON:
             job.cancelled += job.total - job.counted
             job.state, job.sealed = JobState.FAILED, True
-
-
-def rows_for(ordinals: Iterable[int], failing: int) -> dict[int, ItemState]:
-    """How items end: every ``failing``-th fails, none where it is 0."""
-    return {
-        ordinal: ItemState.FAILED if failing and ordinal % failing == 0 else ItemState.SUCCEEDED
-        for ordinal in ordinals
-    }
