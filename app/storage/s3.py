@@ -268,7 +268,13 @@ class ObjectStore:
             pages = self._client.get_paginator("list_multipart_uploads").paginate(
                 Bucket=bucket, Prefix=prefix
             )
-            found = [entry for page in pages for entry in page.get("Uploads", ())]
+            try:
+                found = [entry for page in pages for entry in page.get("Uploads", ())]
+            except ClientError as error:
+                # How `rclone serve s3` says that there are none.
+                if error_code(error) != "NoSuchUpload":
+                    raise
+                return
         for entry in found:
             yield OpenMultipart(entry["Key"], entry["UploadId"], entry["Initiated"])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import socket
+from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
@@ -156,3 +158,26 @@ def test_worker_tells_what_it_holds_and_how_its_leases_ended(
     assert found["darkroom_worker_chunks_total{failed,predict}"] == 1
     assert found["darkroom_worker_items_total"] == 5
     assert found["darkroom_worker_stage_seconds_total{decode}"] == 2
+
+
+def test_every_gauge_is_explained_in_the_page_for_operations(
+    quiet: Database, settings: Settings
+) -> None:
+    process = WorkerProcess(settings, Queue.IO)
+    process.db.close()
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    told = set(re.findall(r"darkroom_[a-z_]+[a-z]", page.split("## What each gauge means")[1]))
+    registries = (DispatcherGauges(settings, quiet).registry, process.gauges.registry)
+    exposed = {
+        sample.name
+        for registry in registries
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name.startswith("darkroom_") and not sample.name.endswith("_created")
+    }
+    # Counters by label show no sample before the first.
+    assert exposed <= told
+    assert told - exposed <= {
+        "darkroom_worker_chunks_total",
+        "darkroom_worker_stage_seconds_total",
+    }

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from app.db.session import Database
 from app.jobs.cancel import cancel_job
-from app.jobs.states import JobState
+from app.jobs.states import ChunkState, ChunkTask, JobState
 from app.jobs.submit import submit_predict
-from app.jobs.tables import Chunk
+from app.jobs.tables import Chunk, Item
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
 from tests.faults.library import MODEL, draw_pictures, put_manifest, register_model
@@ -119,6 +119,49 @@ def test_worker_that_hangs_while_its_job_is_cancelled_ends_too_and_the_job_is_ca
     assert hanging.process.wait(PATIENCE) == ExitCode.STALLED
     ended = service.wait_for_end(tenant_id, job_id, seconds=PATIENCE)
     assert ended.state == JobState.CANCELLED
+
+
+def test_worker_told_to_stop_in_the_middle_records_what_it_finished_and_frees_its_lease(
+    service: Service,
+    settings: Settings,
+    database: Database,
+    objects: ObjectStore,
+    tenant_id: str,
+) -> None:
+    leaving = service.start_worker(
+        "inference",
+        decode_processes=1,
+        image_batch_size=1,
+        variables=Plan(forward_seconds=0.3).as_environment(),
+    )
+    job_id = submit(database, objects, settings, tenant_id, 100)
+
+    def is_in_the_middle() -> bool:
+        with database.system() as session:
+            return bool(
+                session.scalar(
+                    select(Chunk.id).where(Chunk.worker_id == leaving.id, Chunk.progress > 0)
+                )
+            )
+
+    wait_until(is_in_the_middle, "the worker has finished some images", seconds=PATIENCE)
+    assert leaving.stop() == 0
+    with database.system() as session:
+        chunks = session.scalars(
+            select(Chunk).where(Chunk.job_id == job_id, Chunk.task == ChunkTask.PREDICT)
+        ).all()
+        recorded = session.scalar(select(func.count()).where(Item.job_id == job_id))
+    # Nobody else works on it: what was recorded is what it had finished, a prefix of its chunks.
+    assert {chunk.state for chunk in chunks} == {ChunkState.PENDING}
+    assert {(chunk.worker_id, chunk.lease_until, chunk.kills) for chunk in chunks} == {
+        (None, None, 0)
+    }
+    assert recorded
+    assert sum(chunk.lo - chunk.first_item for chunk in chunks) == recorded < 100
+    service.start_worker("inference", decode_processes=1)
+    ended = service.wait_for_end(tenant_id, job_id, seconds=PATIENCE)
+    assert (ended.state, ended.succeeded) == (JobState.SUCCEEDED, 100)
+    assert set(kills_of(database, job_id)) == {0}
 
 
 def test_drain_that_is_over_gives_back_what_hangs_and_counts_no_kill(
