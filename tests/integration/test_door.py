@@ -282,6 +282,38 @@ def test_answer_of_a_commit_that_got_lost_does_not_undo_what_it_recorded(
     assert_closed(quiet, owner, job_id, JobState.SUCCEEDED)
 
 
+def test_record_that_fails_while_the_database_restarts_is_no_kill(
+    process: WorkerProcess,
+    quiet: Database,
+    owner: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job_id, (chunk,) = make_job(quiet, owner, 1)
+    through = quiet.tenant
+    this_thread = threading.get_ident()
+    refused: list[str] = []
+
+    def tenant(tenant_id: str) -> AbstractContextManager[Session]:
+        if threading.get_ident() == this_thread and len(refused) < 2:
+            refused.append(tenant_id)
+            raise UnavailableError("the database restarts")
+        return through(tenant_id)
+
+    def work(process: WorkerProcess, held: HeldLease) -> None:
+        monkeypatch.setattr(quiet, "tenant", tenant)
+        do_it(process, held)
+
+    for _ in range(2):
+        refused.clear()
+        ring(process, owner, chunk, work)
+        monkeypatch.undo()
+        row = look_at_chunk(quiet, chunk)
+        assert (row.state, row.kills, row.worker_id) == (ChunkState.PENDING, 0, None)
+        make_due(quiet, chunk)
+    ring(process, owner, chunk, do_it)
+    assert_closed(quiet, owner, job_id, JobState.SUCCEEDED)
+
+
 def test_work_learns_that_its_lease_is_lost_and_nothing_of_it_is_kept(
     process: WorkerProcess, quiet: Database, owner: str, settings: Settings
 ) -> None:

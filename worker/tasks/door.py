@@ -8,6 +8,7 @@ from functools import partial
 import structlog
 from sqlalchemy.orm import Session
 
+from app.clock import monotonic_seconds
 from app.errors import DarkroomError, FencedError, UnavailableError
 from app.jobs.claim import (
     NARROW_AT,
@@ -33,6 +34,9 @@ log = get_logger(__name__)
 #: times as long after every further one. With five tries a part may be down for a minute.
 _RETRY_SECONDS = 2.0
 _RETRY_MAX_SECONDS = 60.0
+
+#: Between two tries to end work while the database is away.
+_AGAIN_SECONDS = 1.0
 
 #: A suspect waits so long for the worker's other chunks to end. Many chunks' time, so that it
 #: gets its turn beside recognition; a fraction of what an ingest of hours takes.
@@ -147,7 +151,7 @@ def _run(process: WorkerProcess, work: Work, held: HeldLease) -> bool:
         raise
     except DarkroomError as error:
         log.warning("chunk_failed", code=error.code, detail=error.detail)
-        _end_badly(process, held.lease, error)
+        _end_badly(process, held, error)
     except Exception as error:
         if process.device.startswith("cuda") and breaks_device(error):
             # Nothing computes in this process any more. As a kill, so that an item that brings
@@ -156,7 +160,7 @@ def _run(process: WorkerProcess, work: Work, held: HeldLease) -> bool:
             leave(ExitCode.DEVICE_BROKEN)
         # Not a fault that we know: another attempt may fare better.
         log.exception("chunk_crashed")
-        _end_badly(process, held.lease, _CRASHED)
+        _end_badly(process, held, _CRASHED)
     return False
 
 
@@ -188,7 +192,30 @@ def let_go(process: WorkerProcess, held: HeldLease) -> None:
             release_chunk(session, lease)
 
 
-def _end_badly(process: WorkerProcess, lease: Lease, error: DarkroomError) -> None:
+def _end_badly(process: WorkerProcess, held: HeldLease, error: DarkroomError) -> None:
+    """End work that failed, as soon as the database answers.
+
+    It may be what failed, and be back in a moment. A lease that is left to its end counts as a
+    kill of a chunk that killed nobody.
+
+    Raises:
+        UnavailableError: the database was away for as long as a lease lasts.
+    """
+    until = monotonic_seconds() + process.settings.lease_seconds
+    while True:
+        try:
+            _give_back_or_fail(process, held.lease, error)
+        except UnavailableError:
+            if monotonic_seconds() >= until:
+                raise
+            # No standstill: this is waited for on purpose, and not for long.
+            held.move()
+            held.lost.wait(_AGAIN_SECONDS)
+        else:
+            return
+
+
+def _give_back_or_fail(process: WorkerProcess, lease: Lease, error: DarkroomError) -> None:
     """Give the chunk back for another try, or end what cannot be done.
 
     That is the whole job where the fault stays or no try is left; but a fault that nobody
