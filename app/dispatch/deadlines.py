@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select
+from typing import Any
+
+from sqlalchemy import Row, func, select
 
 from app.db.session import Database
+from app.dispatch.apart import each_apart
 from app.jobs.move import move_job
 from app.jobs.states import JOB_SOURCES, JobState, StopReason
 from app.jobs.tables import Job
@@ -32,14 +35,15 @@ def stop_overdue_jobs(db: Database) -> int:
             .order_by(Job.deadline_at)
             .limit(_BATCH)
         ).all()
-    stopped = 0
-    for job in overdue:
+
+    def stop(job: Row[Any]) -> bool:
         with db.system() as session:
-            stopped += move_job(
+            return move_job(
                 session,
                 job.tenant_id,
                 job.id,
                 JobState.CANCELLING,
                 stop_reason=StopReason.DEADLINE,
             )
-    return stopped
+
+    return sum(each_apart(overdue, stop))

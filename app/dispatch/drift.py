@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Row, exists, func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
+from app.dispatch.apart import each_apart
 from app.jobs.finalize import close_job, fail_job
 from app.jobs.states import TERMINAL_JOB_STATES, ChunkState, ItemState, JobKind, JobState
 from app.jobs.tables import Chunk, Item, Job
@@ -147,7 +148,7 @@ def close_forgotten_jobs(db: Database) -> int:
     Raises:
         UnavailableError: the database does not answer.
     """
-    return sum(_close_forgotten(db, row.tenant_id, row.id) for row in _forgotten(db))
+    return sum(each_apart(_forgotten(db), lambda row: _close_forgotten(db, row.tenant_id, row.id)))
 
 
 def _forgotten(db: Database) -> Sequence[Row[str, str]]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import ColumnElement, Row, exists, func, or_, select, text
 from sqlalchemy.orm import Session
 
+from app.clock import monotonic_seconds
 from app.db.session import Database
 from app.db.transition import transition
+from app.dispatch.apart import each_apart
+from app.errors import UnavailableError
 from app.jobs.claim import NARROW_AT
 from app.jobs.finalize import fail_job, lock_open_chunks
 from app.jobs.narrow import Narrowed, narrow_killed_chunk
@@ -23,14 +27,41 @@ log = get_logger(__name__)
 _BATCH = 200
 
 
-def free_ended_leases(db: Database) -> int:
+class LeaseEnds:
+    """Frees ended leases, but spares those that nobody could keep since the database was away.
+
+    When it is back, whoever lives gets the time of one lease to renew its own: as if every lease
+    had been extended at that moment. To count them as kills would blame the chunks of all workers.
+    """
+
+    def __init__(self, lease_seconds: float) -> None:
+        self._lease_seconds = lease_seconds
+        self._spared_until = monotonic_seconds()
+
+    def free(self, db: Database) -> int:
+        """Do what :func:`free_ended_leases` does, as far as that is fair now.
+
+        Raises:
+            UnavailableError: the database does not answer.
+        """
+        spares = monotonic_seconds() < self._spared_until
+        try:
+            return free_ended_leases(db, of_gone_only=spares)
+        except UnavailableError:
+            self._spared_until = monotonic_seconds() + self._lease_seconds
+            raise
+
+
+def free_ended_leases(db: Database, *, of_gone_only: bool = False) -> int:
     """Let every chunk wait again whose lease has ended; how many.
+
+    With ``of_gone_only`` just those whose worker is known to be gone.
 
     Raises:
         UnavailableError: the database does not answer.
     """
     with db.system() as session:
-        return _free_ended_leases(session)
+        return _free_ended_leases(session, of_gone_only=of_gone_only)
 
 
 def narrow_poisoned(db: Database) -> Counter[Narrowed]:
@@ -56,15 +87,16 @@ def narrow_poisoned(db: Database) -> Counter[Narrowed]:
             )
             .limit(_BATCH)
         ).all()
-    outcomes: Counter[Narrowed] = Counter()
-    for row in poisoned:
+
+    def narrow(row: Row[Any]) -> Narrowed | None:
         # One transaction each: a recording locks its job, and nobody may hold two jobs.
         with db.system() as session:
             outcome = narrow_killed_chunk(session, row.tenant_id, row.id)
         if outcome is not None:
             log.warning("chunk_narrowed", chunk=row.id, outcome=outcome.name.lower())
-            outcomes[outcome] += 1
-    return outcomes
+        return outcome
+
+    return Counter(filter(None, each_apart(poisoned, narrow)))
 
 
 def fail_poisoned(db: Database, max_kills: int) -> int:
@@ -75,17 +107,22 @@ def fail_poisoned(db: Database, max_kills: int) -> int:
     """
     with db.system() as session:
         poisoned = _poisoned(session, max_kills)
-    return sum(_fail_poisoned(db, row.tenant_id, row.job_id, row.id, max_kills) for row in poisoned)
+    return sum(
+        each_apart(
+            poisoned,
+            lambda row: _fail_poisoned(db, row.tenant_id, row.job_id, row.id, max_kills),
+        )
+    )
 
 
-def _free_ended_leases(session: Session) -> int:
+def _free_ended_leases(session: Session, *, of_gone_only: bool = False) -> int:
     """Running chunks whose lease has ended, or whose worker is known to be gone, wait again."""
     worker_gone = exists().where(WorkerRow.id == Chunk.worker_id, WorkerRow.gone_at.is_not(None))
     ended = (
         select(Chunk.id)
         .where(
             Chunk.state == ChunkState.RUNNING,
-            or_(Chunk.lease_until < func.now(), worker_gone),
+            worker_gone if of_gone_only else or_(Chunk.lease_until < func.now(), worker_gone),
         )
         .limit(_BATCH)
         .with_for_update(skip_locked=True, of=Chunk)

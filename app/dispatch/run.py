@@ -22,6 +22,7 @@ from app.db.schema import require_schema
 from app.db.session import Database
 from app.dispatch.cleanup import Cleanup
 from app.dispatch.gauges import DispatcherGauges
+from app.dispatch.leases import LeaseEnds
 from app.dispatch.notify import notifying
 from app.dispatch.relay import relay_once
 from app.dispatch.sweep import sweep_once
@@ -74,13 +75,14 @@ def _relay_and_sweep(
     gauges: DispatcherGauges,
 ) -> None:
     relay_due = sweep_due = 0.0
+    leases = LeaseEnds(settings.lease_seconds)
     while not stopping.is_set():
         # Apart, because a cancelled job must end although no bell can be rung.
         if monotonic_seconds() >= relay_due:
             well = _survive(lambda: _relay(settings, db, celery, gauges))
             relay_due = monotonic_seconds() + (0 if well else _PAUSE_SECONDS)
         if monotonic_seconds() >= sweep_due:
-            well = _survive(lambda: _sweep(settings, db, gauges))
+            well = _survive(lambda: _sweep(settings, db, gauges, leases))
             sweep_due = monotonic_seconds() + (settings.sweep_seconds if well else _PAUSE_SECONDS)
         stopping.wait(settings.dispatch_seconds)
 
@@ -97,8 +99,8 @@ def _relay(settings: Settings, db: Database, celery: Celery, gauges: DispatcherG
         log.debug("bells_rung", bells=rung)
 
 
-def _sweep(settings: Settings, db: Database, gauges: DispatcherGauges) -> None:
-    swept = sweep_once(db, max_kills=settings.max_kills)
+def _sweep(settings: Settings, db: Database, gauges: DispatcherGauges, leases: LeaseEnds) -> None:
+    swept = sweep_once(db, max_kills=settings.max_kills, free=leases.free)
     gauges.add_sweep(swept)
     if swept:
         log.info("swept", **asdict(swept))

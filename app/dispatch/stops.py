@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select, update
+from typing import Any
+
+from sqlalchemy import Row, func, select, update
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
 from app.db.transition import transition
+from app.dispatch.apart import each_apart
 from app.jobs.finalize import close_stopped_if_let_go, stopped_as
 from app.jobs.states import ChunkState, JobState
 from app.jobs.tables import Chunk, Job
@@ -27,10 +30,12 @@ def end_stopped_jobs(db: Database) -> int:
             .where(Job.state == JobState.CANCELLING)
             .limit(_BATCH)
         ).all()
-    for job in stopping:
+
+    def end(job: Row[Any]) -> None:
         with db.system() as session:
             _end_waiting_chunks(session, job.tenant_id, job.id, job.stop_reason)
-    return len(stopping)
+
+    return len(each_apart(stopping, end))
 
 
 def _end_waiting_chunks(session: Session, tenant_id: str, job_id: str, reason: str | None) -> None:

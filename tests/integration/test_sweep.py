@@ -6,9 +6,12 @@ import pytest
 from sqlalchemy import func, update
 
 from app.db.session import Database
+from app.dispatch import sweep
+from app.dispatch.leases import LeaseEnds
 from app.dispatch.sweep import Swept, sweep_once
-from app.errors import FencedError
-from app.jobs.claim import Lease
+from app.errors import FencedError, UnavailableError
+from app.jobs.cancel import cancel_job
+from app.jobs.claim import Lease, extend_lease
 from app.jobs.progress import get_job
 from app.jobs.record import record_chunk, record_failure
 from app.jobs.states import ChunkState, ChunkTask, JobKind, JobState
@@ -27,6 +30,7 @@ from tests.jobs import (
     look_at_job,
     rows_of,
 )
+from tests.service import wait_until
 
 
 @pytest.fixture
@@ -161,3 +165,72 @@ def test_job_whose_items_do_not_add_up_fails_openly(quiet: Database, owner: str)
     ended = assert_closed(quiet, owner, job.id, JobState.FAILED)
     assert ended.error is not None
     assert ended.error["code"] == "counts_disagree"
+
+
+def test_leases_that_nobody_could_keep_while_the_database_was_away_are_spared_for_a_while(
+    quiet: Database, owner: str
+) -> None:
+    _, chunks = make_job(quiet, owner, 1, 1, 1)
+    with quiet.system() as session:
+        gone, living = add_worker(session), add_worker(session)
+    leases = [
+        claim(quiet, owner, chunk, worker_id=worker_id)
+        for chunk, worker_id in zip(chunks, (gone, living, living), strict=True)
+    ]
+    with quiet.system() as session:
+        session.execute(update(WorkerRow).where(WorkerRow.id == gone).values(gone_at=func.now()))
+    nowhere = Database("postgresql://nobody@127.0.0.1:1/x", "postgresql://nobody@127.0.0.1:1/x")
+    ends = LeaseEnds(lease_seconds=3)
+    with pytest.raises(UnavailableError):
+        ends.free(nowhere)
+    for chunk in chunks:
+        let_lease_end(quiet, chunk)
+    # Where the worker's next process has taken its place, nobody will renew anything.
+    assert ends.free(quiet) == 1
+    assert look_at_chunk(quiet, chunks[0]).kills == 1
+    # The worker that lives renews one of its leases, and hangs in the other.
+    with quiet.tenant(owner) as session:
+        extend_lease(session, leases[1], lease_seconds=30)
+    wait_until(lambda: ends.free(quiet), "the other one is freed")
+    assert [(row.state, row.kills) for row in (look_at_chunk(quiet, each) for each in chunks)] == [
+        (ChunkState.PENDING, 1),
+        (ChunkState.RUNNING, 0),
+        (ChunkState.PENDING, 1),
+    ]
+
+
+def test_rows_that_a_step_chokes_on_keep_no_other_from_its_end(quiet: Database, owner: str) -> None:
+    _, (torn,) = make_job(quiet, owner, 1)
+    well_id, (well,) = make_job(quiet, owner, 1)
+    odd_id, _ = make_job(quiet, owner, 2)
+    cancelled_id, _ = make_job(quiet, owner, 2)
+    with quiet.system() as session:
+        # Its counts cannot sum to this, so no write of them is taken.
+        session.execute(update(Job).where(Job.id == odd_id).values(total=1, sealed_at=None))
+        session.execute(update(Job).where(Job.id == odd_id).values(sealed_at=func.now()))
+        session.execute(update(Chunk).where(Chunk.id == torn).values(items=None))
+        session.execute(update(Chunk).where(Chunk.id.in_([torn, well])).values(kills=2))
+    with quiet.tenant(owner) as session:
+        for job_id in (odd_id, cancelled_id):
+            cancel_job(session, owner, job_id)
+    swept = sweep_once(quiet, max_kills=5)
+    assert (swept.poisonous, swept.stopped) == (1, 1)
+    assert look_at_job(quiet, owner, odd_id).state == JobState.CANCELLING
+    assert_closed(quiet, owner, well_id, JobState.FAILED)
+    assert_closed(quiet, owner, cancelled_id, JobState.CANCELLED)
+
+
+def test_step_that_fails_leaves_the_others_their_turn(
+    quiet: Database, owner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id, _ = make_job(quiet, owner, 2)
+    with quiet.tenant(owner) as session:
+        cancel_job(session, owner, job_id)
+
+    def choke(*_: object) -> int:
+        raise ZeroDivisionError("a fault nobody thought of")
+
+    for step in ("narrow_poisoned", "drop_old_turns", "fail_poisoned", "stop_overdue_jobs"):
+        monkeypatch.setattr(sweep, step, choke)
+    assert sweep_once(quiet, max_kills=5) == Swept(stopped=1)
+    assert_closed(quiet, owner, job_id, JobState.CANCELLED)
