@@ -138,10 +138,10 @@ class Crew:
         }
         if system_url is None:
             variables.pop("SYSTEM_DATABASE_URL", None)
-        module = "app.dispatch.run" if post.role == "dispatcher" else "tests.faults.worker"
+        name = "dispatcher" if post.role == "dispatcher" else "worker"
         arguments = [] if post.role == "dispatcher" else ["--role", post.role]
         log = self._folder / f"{post.role}-{post.number}.log"
-        post.child = self._nursery.start(module, arguments, variables, log)
+        post.child = self._nursery.start(f"tests.faults.{name}", arguments, variables, log)
 
     def _end(self, post: Post) -> None:
         if post.child is not None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import signal
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sqlalchemy import text
 
 from app.jobs.states import JobState
-from tests.faults.crew import Orders
+from tests.faults.crew import Orders, Role
 from tests.faults.families import family
 from tests.faults.images import colour_of
 from tests.faults.oracle import answer_of
@@ -32,6 +33,8 @@ _POINTS = {
 }
 #: Beyond the lease, and time for the sweeper and another worker to take the chunk.
 _FROZEN_SECONDS = LEASE_SECONDS + 1.5
+#: Settings with which a worker that hangs ends itself soon.
+IMPATIENT: Mapping[Role, Mapping[str, str]] = {"inference": {"DARKROOM_STALL_SECONDS": "4"}}
 #: PostgreSQL ends a transaction that stands idle for so long (``app.db.session``).
 _IDLE_SECONDS = 10.0
 
@@ -176,13 +179,46 @@ def raise_anywhere(trial: Trial) -> None:
     trial.wait_for_end()
 
 
+@family()
+def kill_at_close(trial: Trial) -> None:
+    """kill -9 as a job is about to be closed, in the transaction of its last recording."""
+    faults = [PlannedFault("close", "kill", trial.rng.randint(1, 3)) for _ in range(10)]
+    trial.muster(Orders(plan=trial.plans("inference", faults), renamed=0.5))
+    trial.load(5_000, 30)
+    trial.wait_for_end()
+
+
+@family(quick=True)
+def hang_in_forward(trial: Trial) -> None:
+    """A forward pass that never ends: the worker sees that nothing moves, and ends itself."""
+    faults = [PlannedFault("forward", "hang", nth) for nth in (5, 9, 7, 12)[: trial.size(4, 1)]]
+    orders = Orders(plan=trial.plans("inference", faults), variables=IMPATIENT)
+    trial.muster(orders)
+    trial.load(trial.size(6_000, 600), 3)
+    trial.wait_for_end()
+
+
 @family(quick=True)
 def poison_item(trial: Trial) -> None:
     """One image ends every worker that recognises it; it alone fails."""
-    pictures = trial.pictures(trial.size(10_000, 300))
+    _recognise_poison(trial, trial.size(10_000, 300))
+
+
+@family()
+def kill_at_narrow(trial: Trial) -> None:
+    """kill -9 of the dispatcher as it cuts the chunk that holds such an image in two."""
+    _recognise_poison(
+        trial, 2_000, [PlannedFault("narrow", "kill", nth) for nth in (1, 1, 2, 1, 2)]
+    )
+
+
+def _recognise_poison(trial: Trial, items: int, faults: Sequence[PlannedFault] = ()) -> None:
+    pictures = trial.pictures(items)
     bad = trial.rng.choice(pictures)
-    plan = Plan(ledger=str(trial.stage.ledger.path), poison=f"{colour_of(bad.data):06x}")
-    trial.muster(Orders(plan=lambda _role: plan))
+    poisoned = Plan(ledger=str(trial.stage.ledger.path), poison=f"{colour_of(bad.data):06x}")
+    dispatchers = trial.plans("dispatcher", faults)
+    orders = Orders(plan=lambda role: dispatchers(role) if role == "dispatcher" else poisoned)
+    trial.muster(orders)
     ends = [
         (one.custom_id, frozenset({"!worker_killed" if one is bad else answer_of(one.data)}))
         for one in pictures

@@ -55,7 +55,7 @@ _PRELOADED = (
     "worker.tasks.ingest",
     "worker.tasks.export",
     "worker.recognisers.load",
-    "app.dispatch.run",
+    "tests.faults.dispatcher",
 )
 
 

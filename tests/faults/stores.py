@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app.jobs.states import JobState
 from tests.faults.families import family
-from tests.faults.kills import slow
+from tests.faults.kills import IMPATIENT, slow
 from tests.faults.library import BUCKET, MODEL, SHARD_ITEMS, Picture
 from tests.faults.oracle import answer_of
 from tests.faults.s3_proxy import Rule
@@ -31,8 +31,10 @@ def s3_misbehaves(trial: Trial) -> None:
 
 @family()
 def s3_hangs(trial: Trial) -> None:
-    """A GET that brings no byte: the client gives it up, or the worker itself."""
-    trial.muster(slow(trial))
+    """A GET that brings no byte: the worker sees that nothing moves, and ends itself."""
+    orders = slow(trial)
+    orders.variables = IMPATIENT
+    trial.muster(orders)
     with trial.misbehaving(Rule("hang", _SHARDS, every=7, limit=4)):
         trial.load(6_000, 3)
         trial.wait_for_end(240)
