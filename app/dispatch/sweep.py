@@ -46,7 +46,7 @@ class Swept:
 
 
 def sweep_once(
-    db: Database, *, max_kills: int, free: Callable[[Database], int] = free_ended_leases
+    db: Database, *, max_kills: int, free: Callable[[Database], int] | None = None
 ) -> Swept:
     """Free ended leases, narrow or end what keeps killing its workers, end stopped jobs.
 
@@ -58,7 +58,7 @@ def sweep_once(
     """
     narrowed: Counter[Narrowed] = Counter()
     steps: dict[str, Callable[[], int | None]] = {
-        "freed": lambda: free(db),
+        "freed": lambda: (free or free_ended_leases)(db),
         "narrowed": lambda: narrowed.update(narrow_poisoned(db)),
         "turns": lambda: drop_old_turns(db),
         "killed": lambda: fail_poisoned(db, max_kills),
