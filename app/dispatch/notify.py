@@ -29,6 +29,8 @@ _PAUSE_SECONDS = 1.0
 _CLEAN_SECONDS = 30.0
 #: Slots that one tenant's receivers may hold: a fourth, whatever they do.
 _SHARE = 4
+#: Part of those that one webhook may hold, where there is more than one: half.
+_WEBHOOK_SHARE = 2
 
 
 @contextmanager
@@ -76,7 +78,10 @@ class _Senders:
         self._threads = threads
         self._slots = settings.webhook_slots
         self._share = max(1, self._slots // _SHARE)
+        self._webhook_share = max(1, self._share // _WEBHOOK_SHARE)
+        #: By tenant, and by webhook.
         self._sending: Counter[str] = Counter()
+        self._webhooks: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def send_due(self, stopping: threading.Event) -> None:
@@ -86,12 +91,16 @@ class _Senders:
                 if self._sending.total() >= self._slots:
                     return
                 busy = [tenant for tenant, count in self._sending.items() if count >= self._share]
+                busy_webhooks = [
+                    webhook
+                    for webhook, count in self._webhooks.items()
+                    if count >= self._webhook_share
+                ]
             with self._db.system() as session:
-                claimed = claim_delivery(session, busy=busy)
+                claimed = claim_delivery(session, busy=busy, busy_webhooks=busy_webhooks)
             if claimed is None:
                 return
-            with self._lock:
-                self._sending[claimed.tenant_id] += 1
+            self._count(claimed, 1)
             self._threads.submit(self._deliver, claimed)
 
     def _deliver(self, claimed: Claimed) -> None:
@@ -111,5 +120,15 @@ class _Senders:
         except Exception:
             log.exception("webhook_failed", delivery=claimed.id)
         finally:
-            with self._lock:
-                self._sending[claimed.tenant_id] -= 1
+            self._count(claimed, -1)
+
+    def _count(self, claimed: Claimed, change: int) -> None:
+        with self._lock:
+            for counter, key in (
+                (self._sending, claimed.tenant_id),
+                (self._webhooks, claimed.webhook_id),
+            ):
+                counter[key] += change
+                if not counter[key]:
+                    # Or it would grow with every webhook there ever was.
+                    del counter[key]

@@ -48,8 +48,10 @@ class Claimed:
     is_enabled: bool
 
 
-def claim_delivery(session: Session, *, busy: Collection[str] = ()) -> Claimed | None:
-    """Take the delivery that has been due for longest, of a tenant that is not in ``busy``.
+def claim_delivery(
+    session: Session, *, busy: Collection[str] = (), busy_webhooks: Collection[str] = ()
+) -> Claimed | None:
+    """Take the delivery that has been due for longest, of no tenant or webhook that is busy.
 
     Due is a pending one at its time, or one whose sender's lease has ended.
     """
@@ -59,6 +61,7 @@ def claim_delivery(session: Session, *, busy: Collection[str] = ()) -> Claimed |
             WebhookDelivery.state.in_([DeliveryState.PENDING, DeliveryState.SENDING]),
             WebhookDelivery.due_at <= func.now(),
             WebhookDelivery.tenant_id.not_in(list(busy)),
+            WebhookDelivery.webhook_id.not_in(list(busy_webhooks)),
         )
         .order_by(WebhookDelivery.due_at)
         .limit(1)

@@ -359,6 +359,32 @@ def test_slow_receivers_of_one_tenant_do_not_hold_up_anothers(
             released.set()
 
 
+def test_slow_receiver_of_a_tenant_does_not_hold_up_its_other_webhooks(
+    quiet: Database, local: Settings, receiver: Receiver
+) -> None:
+    owner = make_tenant(quiet)
+    released, asked = threading.Event(), threading.Semaphore(0)
+    with Receiver() as stuck:
+
+        def hang(handler: object) -> None:
+            asked.release()
+            released.wait(60)
+
+        stuck.answer = hang
+        webhook = add_webhook(quiet, owner, stuck.url, "job.expired")
+        with quiet.tenant(owner) as session:
+            for _ in range(10):
+                send_test(session, owner, webhook)
+        add_webhook(quiet, owner, receiver.url)
+        with delivering(local.model_copy(update={"webhook_slots": 8}), quiet):
+            assert asked.acquire(timeout=30)
+            cancelled_job(quiet, owner)
+            wait_until(lambda: receiver.received, "the other webhook is told", seconds=10)
+            assert len(stuck.received) == 1
+            stuck.answer = None
+            released.set()
+
+
 def test_dispatcher_killed_after_the_post_sends_it_again_under_the_same_id(
     quiet: Database, local: Settings, receiver: Receiver
 ) -> None:
