@@ -249,6 +249,11 @@ def _split(value: str) -> list[str]:
     return [word.strip() for word in value.split(",") if word.strip()]
 
 
+def _variable(where: str) -> str:
+    """The environment variable of a field that is named by itself or by its alias."""
+    return f"DARKROOM_{where.upper()}" if where in Settings.model_fields else where
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Read and check the settings; a wrong one is named in a sentence.
 
@@ -259,7 +264,10 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as error:
         faults = [
-            {"pointer": str(fault["loc"][0]) if fault["loc"] else "", "detail": fault["msg"]}
+            {
+                "pointer": _variable(str(fault["loc"][0])) if fault["loc"] else "",
+                "detail": fault["msg"],
+            }
             for fault in error.errors()
         ]
         # A rule that joins two settings points at neither and names both.

@@ -23,7 +23,9 @@ _DEFAULT_DATA = Path("darkroom-data")
 
 
 def backup(
-    target: Annotated[Path, typer.Argument(help="Folder to make; it must not exist.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", help="Folder to make; it must not exist.")
+    ],
     data: Annotated[
         Path, typer.Option(envvar="DARKROOM_DATA", help="Data folder of `darkroom up`.")
     ] = _DEFAULT_DATA,

@@ -185,7 +185,8 @@ def print_error(
     line.append(harmless(detail, lines=True))
     line.append(f" [{code}]", style="dim")
     console.print(line, soft_wrap=True)
-    print_faults(console.print, errors, total)
+    told = len(errors) == 1 and detail.endswith(str(errors[0].get("detail", "")) or "\0")
+    print_faults(console.print, () if told else errors, total if not told else 0)
     # A refusal explains itself; only a fault of the service needs its log.
     if request_id and code in ("internal_error", "http_500"):
         console.print(f"  its log has more under request {request_id}", style="dim")

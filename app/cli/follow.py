@@ -163,7 +163,8 @@ def finish(darkroom: Darkroom, job: Job, *, as_json: bool = False) -> Exit:
     untouched = counts.cancelled + counts.expired
     line = f"{mark} {job.id} {job.state.replace('_', ' ')}"
     if counts.total:
-        line += f": {count_text(counts.total, 'image')}"
+        reached = f"{counts.done:,} of " if untouched else ""
+        line += f": {reached}{count_text(counts.total, 'image')}"
     if job.seconds is not None:
         line += f" in {duration_text(job.seconds)}"
     if job.images_per_second:

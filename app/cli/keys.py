@@ -83,8 +83,12 @@ def list_keys(context: typer.Context, as_json: JsonFlag = False) -> None:
 def revoke(
     context: typer.Context,
     key_id: Annotated[str, typer.Argument(metavar="KEY", help="key_…", show_default=False)],
+    as_json: JsonFlag = False,
 ) -> None:
     """End a key at once."""
     with connect(context) as darkroom:
         darkroom.keys.revoke(key_id)
+    if as_json:
+        print_json({"id": key_id, "revoked": True})
+        return
     say(f"{key_id} revoked")

@@ -65,5 +65,10 @@ def read_max_failed(texts: Sequence[str] | None) -> dict[str, Any] | None:
                 f"{text!r} is neither a number of images such as 100 nor a part such as 5%",
                 param_hint="--max-failed",
             )
-        budget["fraction" if percent else "items"] = value
+        name = "fraction" if percent else "items"
+        if name in budget:
+            raise typer.BadParameter(
+                "one number of images and one part at most", param_hint="--max-failed"
+            )
+        budget[name] = value
     return budget or None

@@ -141,3 +141,7 @@ _unwrap_help(app)
 def main() -> None:
     """Run the command line; the process ends with one of :data:`EXIT_CODES`."""
     app()
+
+
+if __name__ == "__main__":
+    main()

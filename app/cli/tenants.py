@@ -1,9 +1,11 @@
-"""``darkroom tenants list | quota``: for whoever runs the service; needs SYSTEM_DATABASE_URL."""
+"""``darkroom tenants list | quota``: for whoever runs the service, straight in its database."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -73,7 +75,7 @@ def _system() -> Iterator[Session]:
     from app.db.session import Database
     from app.settings import load_settings
 
-    settings = load_settings()
+    settings = load_settings(**find_database())
     # Says which setting is missing, before anything is connected.
     assert settings.system_url
     db = Database.from_settings(settings)
@@ -84,13 +86,35 @@ def _system() -> Iterator[Session]:
         db.close()
 
 
+def find_database() -> dict[str, str]:
+    """The database of the data folder of `darkroom up`, where the environment names none."""
+    from app.errors import SettingsError
+    from app.stack.postgres import LocalPostgres
+
+    if os.environ.get("DATABASE_URL") or os.environ.get("SYSTEM_DATABASE_URL"):
+        return {}
+    data = Path(os.environ.get("DARKROOM_DATA") or "darkroom-data")
+    try:
+        port = int((data / "postgres.port").read_text())
+    except (OSError, ValueError):
+        raise SettingsError(
+            "no database is named: set DATABASE_URL and SYSTEM_DATABASE_URL, or DARKROOM_DATA to "
+            "the folder of a `darkroom up` that runs"
+        ) from None
+    postgres = LocalPostgres(data, port=port)
+    return {
+        "DATABASE_URL": postgres.url("darkroom_api", postgres.secrets.api_password),
+        "SYSTEM_DATABASE_URL": postgres.url("darkroom_system", postgres.secrets.system_password),
+    }
+
+
 def _describe(session: Session, name: str) -> dict[str, Any]:
     from app.settings import load_settings
     from app.tenants.keys import get_tenant
     from app.tenants.quotas import Quotas, as_dict, quotas_of
 
     tenant = get_tenant(session, name)
-    quotas = quotas_of(session, tenant.id, Quotas.from_settings(load_settings()))
+    quotas = quotas_of(session, tenant.id, Quotas.from_settings(load_settings(**find_database())))
     return {"id": tenant.id, "name": tenant.name, **as_dict(quotas)}
 
 

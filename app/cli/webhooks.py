@@ -65,10 +65,13 @@ def list_webhooks(context: typer.Context, as_json: JsonFlag = False) -> None:
 
 
 @app.command()
-def remove(context: typer.Context, webhook_id: WebhookId) -> None:
+def remove(context: typer.Context, webhook_id: WebhookId, as_json: JsonFlag = False) -> None:
     """Forget a webhook and the log of its deliveries."""
     with connect(context) as darkroom:
         darkroom.webhooks.delete(webhook_id)
+    if as_json:
+        print_json({"id": webhook_id, "removed": True})
+        return
     say(f"{webhook_id} removed")
 
 

@@ -19,6 +19,7 @@ from app.client.errors import NO_KEY, UNREACHABLE, ApiError
 
 #: Answers that say "not now": the same call may succeed in a moment.
 RETRY_STATUS = frozenset({429, 502, 503, 504})
+STORAGE_USED_UP = "too_many_bytes"
 #: The service still works on the first call under this Idempotency-Key.
 IN_FLIGHT = "idempotency_key_in_flight"
 _TRIES = 5
@@ -232,6 +233,9 @@ class Transport:
     def _worth_another(self, error: ApiError) -> bool:
         if error.code == UNREACHABLE:
             return self._met
+        # Stored bytes do not go by themselves; a large file would be sent in vain again and again.
+        if error.code == STORAGE_USED_UP:
+            return False
         return error.status in RETRY_STATUS or error.code == IN_FLIGHT
 
     def _refusal(self, response: httpx2.Response) -> ApiError:

@@ -59,7 +59,9 @@ def submit_retry(
             code="input_not_read",
         )
     if not count_retried(source, which):
-        what = "did not succeed" if which == "all" else f"are {which}"
+        what = {"all": "did not succeed", "failed": "failed", "unfinished": "were never touched"}[
+            which
+        ]
         raise InvalidInputError(f"job {job_id} has no images that {what}", code="nothing_to_retry")
     version = resolve_version(session, tenant_id, model or str(source.model_version_id))
     return add_job(

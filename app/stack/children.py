@@ -53,6 +53,8 @@ def child_specs(
                 "DARKROOM_NICENESS": str(WORKER_NICENESS),
                 **common,
                 "DARKROOM_WORKER_NAME": name + worker_suffix,
+                # One port serves one process: the dispatcher, which tells of all.
+                "DARKROOM_METRICS_PORT": "0",
             },
             is_worker=True,
         )

@@ -80,7 +80,7 @@ def run_up(
 
     Raises:
         StackError: something did not start or stay up; ``exit_code`` tells the cases apart.
-        SettingsError: the environment names half of something.
+        SettingsError: a setting is wrong, or a part of others may lose what it is given.
     """
     began = monotonic_seconds()
     try:
@@ -91,8 +91,12 @@ def run_up(
             lock.acquire(patience_seconds=options.drain_seconds + DRAIN_MARGIN_SECONDS)
             cleanup.callback(lock.release)
             port = _claim_port(options)
+            # Before any part starts; its address is not known yet.
+            load_settings(DATABASE_URL=environ.get("DATABASE_URL") or "postgresql://127.0.0.1")
             stack = _start_parts(data_dir, environ, cleanup)
             prepare_database(url=stack.url, system_url=stack.system_url, admin_url=stack.admin_url)
+            if environ.get("DATABASE_URL") or environ.get("REDIS_URL"):
+                _check_durable(stack)
             address = f"http://{visible_host(options.host)}:{port}"
             key = prepare_client(
                 data_dir,
@@ -215,6 +219,23 @@ def _ensure_bucket(stack: _Stack, environ: Mapping[str, str]) -> None:
         given["bucket"] = environ["DARKROOM_BUCKET"]
     settings = load_settings(DATABASE_URL=stack.url, **given)
     ObjectStore.from_settings(settings).ensure_bucket(settings.bucket)
+
+
+def _check_durable(stack: _Stack) -> None:
+    """Refuse parts of others that may lose what they are given, as dispatcher and workers would."""
+    # Celery is not for a process that stays: only parts that are not ours need it here.
+    from app.queues.celery import make_celery
+    from app.startup import check_start
+
+    given: dict[str, str] = {"DATABASE_URL": stack.url, "REDIS_URL": stack.environment["REDIS_URL"]}
+    if stack.environment.get("DARKROOM_REQUIRE_DURABLE"):
+        given["require_durable"] = stack.environment["DARKROOM_REQUIRE_DURABLE"]
+    settings = load_settings(**given)
+    with (
+        closing(Database(stack.url, stack.system_url, pool_size=1)) as db,
+        closing(make_celery(settings)) as celery,
+    ):
+        check_start(settings, db, celery)
 
 
 def _check_disk(data_dir: Path) -> None:

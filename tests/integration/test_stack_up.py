@@ -19,6 +19,7 @@ import typer
 from typer.testing import CliRunner
 
 from app.cli.up import up
+from app.errors import SettingsError
 from app.stack import readiness
 from app.stack import up as up_module
 from app.stack.locks import FolderLock
@@ -195,6 +196,13 @@ def test_urls_replace_the_parts(
         "AWS_SECRET_ACCESS_KEY": s3.secret_access_key,
         "DARKROOM_BUCKET": "replaced",
     }
+    with pytest.raises(SettingsError) as refused:
+        run_up(options(data_dir), environ=environ, say=lambda _: None)
+    # The tests' PostgreSQL writes without fsync: not to be trusted unless somebody says so.
+    assert refused.value.code == "not_durable"
+    assert "fsync=off" in refused.value.detail
+    assert not small_api.exists()
+    environ["DARKROOM_REQUIRE_DURABLE"] = "false"
     try:
         run_up(
             options(data_dir), environ=environ, say=lambda _: None, ready=Supervisor.request_stop
@@ -218,6 +226,19 @@ def test_half_of_a_database_is_refused(data_dir: Path) -> None:
     )
     assert result.exit_code == 1
     assert "SYSTEM_DATABASE_URL is not" in result.output
+
+
+def test_wrong_setting_is_named_as_in_the_environment_before_anything_starts(
+    data_dir: Path,
+) -> None:
+    result = CliRunner().invoke(
+        _app(),
+        ["--data", str(data_dir), "--port", "0"],
+        env={"DARKROOM_LEASE_SECONDS": "soon"},
+    )
+    assert result.exit_code == 1
+    assert "DARKROOM_LEASE_SECONDS: Input should be a valid number" in result.output
+    assert not (data_dir / "postgres").exists()
 
 
 def test_second_up_on_the_same_folder_is_refused(data_dir: Path) -> None:

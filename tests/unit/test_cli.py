@@ -364,6 +364,30 @@ def test_watch_of_a_cancelled_job_counts_only_images_that_were_touched(service, 
     done = run("watch", "job_1")
     assert done.exit_code == Exit.CANCELLED
     assert "cancelled: 40% 4 of 10 images" in done.stderr
+    assert "job_1 cancelled: 4 of 10 images" in done.stdout
+
+
+def test_fault_that_the_sentence_tells_already_is_not_told_again(service, run):
+    faults = [{"pointer": "/deadline", "detail": "it has passed"}]
+    service.on(
+        "GET /v1/jobs/job_1",
+        problem(422, "deadline_passed", "no: it has passed", errors=faults, errors_total=1),
+    )
+    assert run("job", "job_1").stderr.count("it has passed") == 1
+
+
+def test_removals_answer_machines_too(service, run):
+    service.on("DELETE /v1/webhooks/whk_1", answer({}, 204))
+    service.on("DELETE /v1/keys/key_1", answer({}, 204))
+    assert json.loads(run("webhooks", "remove", "whk_1", "--json").stdout)["removed"] is True
+    assert json.loads(run("keys", "revoke", "key_1", "--json").stdout)["revoked"] is True
+
+
+def test_module_runs_as_the_command_does():
+    done = subprocess.run(
+        [sys.executable, "-m", "app.cli.main", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "Exit codes" in done.stdout
 
 
 @pytest.mark.parametrize("command", [[], ["up"]])

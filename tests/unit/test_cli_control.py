@@ -172,3 +172,9 @@ def test_other_budgets_are_usage_errors(text):
 def test_no_limits_are_none():
     assert read_deadline(None) is None
     assert read_max_failed(None) is None
+
+
+@pytest.mark.parametrize("texts", [["5", "6"], ["5%", "5", "6%"]])
+def test_second_budget_of_the_same_kind_is_a_usage_error(texts):
+    with pytest.raises(typer.BadParameter, match="at most"):
+        read_max_failed(texts)

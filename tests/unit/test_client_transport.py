@@ -41,6 +41,14 @@ def test_post_is_tried_again_under_the_same_idempotency_key(service):
     assert len(service.pauses) == 2
 
 
+def test_storage_that_is_used_up_is_not_asked_again(service):
+    service.on("POST /v1/jobs", problem(429, "too_many_bytes", "no room", retry_after=10))
+    with service.client() as darkroom, pytest.raises(ApiError) as refused:
+        darkroom.jobs.submit_predict({"upload": "upl_1"}, "digits")
+    assert refused.value.code == "too_many_bytes"
+    assert service.pauses == []
+
+
 def test_refusal_is_one_error_with_code_detail_and_faults_and_is_not_tried_again(service):
     faults = [{"line": 2, "detail": "duplicate custom_id 'a'"}]
     service.on(

@@ -78,6 +78,7 @@ def test_child_gets_the_environment_it_is_given_and_nothing_of_ours(
 
 def test_only_the_dispatcher_is_told_of_the_system_role_and_nobody_of_the_superuser() -> None:
     given = {"SYSTEM_DATABASE_URL": "s", "ADMIN_DATABASE_URL": "a", "REDIS_URL": "r"}
+    given["DARKROOM_METRICS_PORT"] = "9464"
     specs = child_specs(
         data_dir=Path("/data"),
         host="127.0.0.1",
@@ -97,6 +98,9 @@ def test_only_the_dispatcher_is_told_of_the_system_role_and_nobody_of_the_superu
         # Workers stand behind those whose answers people wait for; whoever knows better says so.
         niceness = "5" if spec.is_worker else None
         assert spec.environment.get("DARKROOM_NICENESS") == niceness
+        # Who came first would have the port; the dispatcher's gauges tell of the whole service.
+        metrics_port = "0" if spec.is_worker else "9464"
+        assert spec.environment.get("DARKROOM_METRICS_PORT") == metrics_port
 
 
 def test_killed_child_is_named_and_started_again(tmp_path: Path) -> None:
