@@ -138,6 +138,10 @@ class StorageError(UnavailableError):
     code = "fetch_failed"
 
 
+class StorageAwayError(StorageError):
+    """The object store as a whole is away, failing or full, which passes: it is waited for."""
+
+
 class FencedError(DarkroomError):
     """The lease went to another attempt; whatever this one computed must be discarded."""
 

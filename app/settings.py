@@ -120,6 +120,11 @@ class Settings(BaseSettings):
             "such as an ingest, also tries that end without a word."
         ),
     )
+    outage_seconds: float = Field(
+        3600,
+        ge=0,
+        description="How long chunks wait for an object store that is away before they fail.",
+    )
     chunk_items: int | None = Field(
         None, gt=0, description="Fixed items per chunk; empty means sized by measured rate."
     )

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
-from app.errors import InvalidInputError, ObjectMissingError, StorageError
+from app.errors import InvalidInputError, ObjectMissingError, StorageAwayError, StorageError
 
+_SERVER_ERRORS = 500
 _INSUFFICIENT_STORAGE = 507
 _FULL = frozenset({"XMinioStorageFull", "InsufficientStorage", "QuotaExceeded"})
 #: When a client may ask again whose write found no room: people have to make some.
@@ -32,12 +33,13 @@ def faults(bucket: str, key: str) -> Iterator[None]:
                 f"{where(bucket, key)} ends before the range that was asked for"
             ) from None
         if _is_full(error):
-            raise StorageError(
+            raise StorageAwayError(
                 "the object store is full: nothing was written; make room and try again",
                 code="storage_full",
                 retry_after_seconds=_FULL_RETRY_SECONDS,
             ) from error
-        raise StorageError(
+        kind = StorageAwayError if _status(error) >= _SERVER_ERRORS else StorageError
+        raise kind(
             f"the object store refused {error.operation_name} of {where(bucket, key)}: {code}"
         ) from error
     except ParamValidationError as error:
@@ -45,7 +47,7 @@ def faults(bucket: str, key: str) -> Iterator[None]:
             f"{where(bucket, key)} is no valid location", code="location_invalid"
         ) from error
     except BotoCoreError as error:
-        raise StorageError(
+        raise StorageAwayError(
             f"the object store did not answer for {where(bucket, key)}: {type(error).__name__}"
         ) from error
 
@@ -54,10 +56,14 @@ def _is_full(error: ClientError) -> bool:
     """Whether the store has no room: 507 (RFC 4918), MinIO's own word, or a file server's."""
     said = error.response.get("Error", {})
     return (
-        error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == _INSUFFICIENT_STORAGE
+        _status(error) == _INSUFFICIENT_STORAGE
         or said.get("Code") in _FULL
         or "no space left on device" in str(said.get("Message", "")).lower()
     )
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
 
 
 def error_code(error: ClientError) -> str:

@@ -15,7 +15,14 @@ from sqlalchemy.orm import Session
 
 from app.db.session import Database
 from app.dispatch.sweep import Swept, sweep_once
-from app.errors import ConflictError, FencedError, InvalidInputError, StorageError, UnavailableError
+from app.errors import (
+    ConflictError,
+    FencedError,
+    InvalidInputError,
+    StorageAwayError,
+    StorageError,
+    UnavailableError,
+)
 from app.jobs.cancel import cancel_job
 from app.jobs.pause import pause_job
 from app.jobs.record import record_chunk, record_prefix
@@ -164,6 +171,23 @@ def test_fault_that_may_pass_waits_longer_each_time_and_at_last_fails_the_job_by
     ring(process, owner, chunk, failing(StorageError("the store is down")))
     job = assert_closed(quiet, owner, job_id, JobState.FAILED)
     assert job.error == {"code": "fetch_failed", "detail": "the store is down"}
+
+
+def test_store_that_is_away_is_waited_for_as_long_as_the_settings_say(
+    process: WorkerProcess, quiet: Database, owner: str
+) -> None:
+    # Five minutes at a try a minute, beside the three that every fault has.
+    process.settings = process.settings.model_copy(update={"outage_seconds": 300})
+    job_id, (chunk,) = make_job(quiet, owner, 3)
+    away = StorageAwayError("the store does not answer")
+    for faults in range(1, 8):
+        ring(process, owner, chunk, failing(away))
+        row = look_at_chunk(quiet, chunk)
+        assert (row.state, row.faults) == (ChunkState.PENDING, faults)
+        make_due(quiet, chunk)
+    ring(process, owner, chunk, failing(away))
+    job = assert_closed(quiet, owner, job_id, JobState.FAILED)
+    assert job.error == {"code": "fetch_failed", "detail": "the store does not answer"}
 
 
 def make_due(db: Database, chunk_id: str) -> None:

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 
-from app.errors import DarkroomError, StorageError, TooLargeError
+from app.errors import DarkroomError, StorageAwayError, StorageError, TooLargeError
 from worker.pipeline.retry import RetryBudget
 from worker.pipeline.values import ByteStream, ItemRef, Store
 
@@ -195,8 +195,8 @@ def _read_exactly(stream: ByteStream, length: int, item: ItemRef) -> bytes:
     return b"".join(parts)
 
 
-def _store_away(item: ItemRef) -> StorageError:
-    return StorageError(
+def _store_away(item: ItemRef) -> StorageAwayError:
+    return StorageAwayError(
         f"{item.bucket}/{item.key} was not asked for: the object store failed again and again"
     )
 
@@ -208,4 +208,4 @@ def _too_large(item: ItemRef, max_bytes: int) -> TooLargeError:
 def _as_storage_error(raised: DarkroomError | OSError, item: ItemRef) -> DarkroomError:
     if isinstance(raised, DarkroomError):
         return raised
-    return StorageError(f"reading {item.bucket}/{item.key} failed: {raised}")
+    return StorageAwayError(f"reading {item.bucket}/{item.key} failed: {raised}")

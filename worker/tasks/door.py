@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -9,7 +10,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from app.clock import monotonic_seconds
-from app.errors import DarkroomError, FencedError, UnavailableError
+from app.errors import DarkroomError, FencedError, StorageAwayError, UnavailableError
 from app.jobs.claim import (
     NARROW_AT,
     Lease,
@@ -24,6 +25,7 @@ from app.jobs.record import record_failure, record_stopped
 from app.jobs.states import ChunkTask
 from app.log import get_logger
 from app.points import reach
+from app.settings import Settings
 from worker.exits import ExitCode, leave
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
@@ -233,7 +235,7 @@ def _give_back_or_fail(process: WorkerProcess, lease: Lease, error: DarkroomErro
             and not _fails_throughout(session, lease, most)
         ):
             narrow_failing_chunk(session, lease, error.as_dict(), delay_seconds=_RETRY_SECONDS)
-        elif error.retryable and faults + 1 < most:
+        elif error.retryable and faults + 1 < tries(process.settings, error):
             release_chunk(session, lease, delay_seconds=retry_delay(faults), failed=True)
         else:
             # With the fault itself: more than the sweeper, which only counts, could tell.
@@ -244,6 +246,17 @@ def _fails_throughout(session: Session, lease: Lease, most: int) -> bool:
     """Whether items of the job fail and none succeeds: then it is no single item's fault."""
     job = get_job(session, lease.tenant_id, lease.job_id)
     return job.succeeded == 0 and job.failed >= most
+
+
+def tries(settings: Settings, error: DarkroomError) -> int:
+    """How often a chunk is tried that fails with this error, before its job does.
+
+    A store that is away is no fault of the chunk's: there are as many tries as it takes to wait
+    for it as long as the settings say.
+    """
+    if isinstance(error, StorageAwayError):
+        return settings.max_kills + math.ceil(settings.outage_seconds / _RETRY_MAX_SECONDS)
+    return settings.max_kills
 
 
 def retry_delay(faults: int) -> float:

@@ -7,7 +7,7 @@ from itertools import dropwhile
 
 from sqlalchemy.orm import Session
 
-from app.errors import StorageError
+from app.errors import DarkroomError, StorageError
 from app.jobs.claim import Lease, faults_so_far, release_chunk
 from app.jobs.items import JobItem, unpack_items
 from app.jobs.record import ItemRow, record_chunk, record_prefix, record_stopped
@@ -17,7 +17,7 @@ from worker.heartbeat import HeldLease
 from worker.pipeline.run import run_chunk
 from worker.pipeline.values import ItemRef, ItemResult, PredictOptions
 from worker.process import WorkerProcess
-from worker.tasks.door import let_go, retry_delay
+from worker.tasks.door import let_go, retry_delay, tries
 from worker.tasks.versions import warm_recogniser
 
 log = get_logger(__name__)
@@ -77,7 +77,8 @@ def predict_chunk(process: WorkerProcess, held: HeldLease) -> None:
     if unread and not _seems_away(process, len(rows) - unread, unread):
         unread = 0
     with process.db.tenant(lease.tenant_id) as session:
-        if unread and _gives_back_unread(process, session, lease, rows, unread):
+        error = outcome.results[-1].error if unread else None
+        if error and _gives_back_unread(process, session, lease, rows[:-unread], error):
             return
         if not outcome.stopped:
             record_chunk(session, lease, rows)
@@ -105,26 +106,29 @@ def _seems_away(process: WorkerProcess, read: int, unread: int) -> bool:
 
 
 def _gives_back_unread(
-    process: WorkerProcess, session: Session, lease: Lease, rows: Sequence[ItemRow], unread: int
+    process: WorkerProcess,
+    session: Session,
+    lease: Lease,
+    read: Sequence[ItemRow],
+    error: DarkroomError,
 ) -> bool:
     """Record what was read and give the rest back for later.
 
-    False where the tries are used up, and the items' errors are to be recorded: then it is
-    these objects that fail.
+    ``error`` is the last item's. False where the tries are used up, and the items' errors are
+    to be recorded: then it is these objects that fail.
     """
     faults = faults_so_far(session, lease)
     if faults is None:
         # Lost: let the recording find that out.
         return False
-    read = len(rows) - unread
     # Recorded items start the count anew.
     faults = 0 if read else faults
-    if faults + 1 >= process.settings.max_kills:
+    if faults + 1 >= tries(process.settings, error):
         return False
-    log.warning("store_away", items=unread, faults=faults + 1)
+    log.warning("store_away", items=lease.hi - lease.lo - len(read), faults=faults + 1)
     delay_seconds = retry_delay(faults)
     if read:
-        record_prefix(session, lease, rows[:read], delay_seconds=delay_seconds, faults=1)
+        record_prefix(session, lease, read, delay_seconds=delay_seconds, faults=1)
     else:
         release_chunk(session, lease, delay_seconds=delay_seconds, failed=True)
     return True
