@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from app.db.session import Database
-from app.errors import StorageError
+from app.errors import StorageAwayError, StorageError
 from app.jobs.states import ChunkState, ChunkTask, ItemState, JobState
 from app.jobs.tables import Chunk, Item, Job
 from app.queues.names import Queue
@@ -29,17 +29,20 @@ class FailingStore(DictStore):
         super().__init__(objects)
         self.is_away = False
         self.bad: set[str] = set()
+        self.refused: set[str] = set()
 
     def open(
         self, bucket: str, key: str, offset: int | None = None, length: int | None = None
     ) -> ByteStream:
         if self.is_away or key in self.bad:
-            raise StorageError(f"{key} was not given")
+            raise StorageAwayError(f"{key} was not given")
+        if key in self.refused:
+            raise StorageError(f"{key} was refused")
         return super().open(bucket, key, offset, length)
 
     def bucket_exists(self, _bucket: str) -> bool:
         if self.is_away:
-            raise StorageError("the store does not answer")
+            raise StorageAwayError("the store does not answer")
         return True
 
 
@@ -63,7 +66,8 @@ def process(
     recogniser = small_recogniser()
     monkeypatch.setattr(predict, "warm_recogniser", lambda *_: recogniser)
     process = WorkerProcess(
-        settings.model_copy(update={"max_kills": 3, "decode_processes": 1}), Queue.INFERENCE
+        settings.model_copy(update={"max_kills": 3, "outage_seconds": 0, "decode_processes": 1}),
+        Queue.INFERENCE,
     )
     process.db.close()
     process.db = quiet
@@ -128,12 +132,50 @@ def test_store_that_goes_in_the_middle_keeps_what_was_read_and_the_rest_waits(
     assert assert_closed(quiet, owner, job_id, JobState.SUCCEEDED).succeeded == 12
 
 
-@pytest.mark.parametrize("bad", [4, 11])
-def test_single_object_that_fails_in_a_store_that_answers_is_its_item_s_error_at_once(
-    process: WorkerProcess, quiet: Database, owner: str, store: FailingStore, bad: int
+def test_store_that_was_away_for_a_moment_costs_no_image_in_the_middle(
+    process: WorkerProcess, quiet: Database, owner: str, store: FailingStore
 ) -> None:
     job_id, chunk = make_job(quiet, owner, 12)
+    store.bad = {"4.png"}
+    row = ring(process, quiet, owner, chunk)
+    assert (row.state, row.lo, row.hi, row.faults) == (ChunkState.PENDING, 4, 12, 1)
+    store.bad = set()
+    ring(process, quiet, owner, chunk)
+    assert assert_closed(quiet, owner, job_id, JobState.SUCCEEDED).succeeded == 12
+
+
+def test_many_objects_without_an_answer_are_asked_for_as_long_as_an_outage_may_last(
+    process: WorkerProcess, quiet: Database, owner: str, store: FailingStore
+) -> None:
+    process.settings = process.settings.model_copy(update={"outage_seconds": 120})
+    job_id, chunk = make_job(quiet, owner, 12)
+    store.is_away = True
+    for faults in (1, 2, 3, 4):
+        assert ring(process, quiet, owner, chunk).faults == faults
+    store.is_away = False
+    ring(process, quiet, owner, chunk)
+    assert_closed(quiet, owner, job_id, JobState.SUCCEEDED)
+
+
+def test_object_that_the_store_refuses_is_its_item_s_error_at_once(
+    process: WorkerProcess, quiet: Database, owner: str, store: FailingStore
+) -> None:
+    job_id, chunk = make_job(quiet, owner, 12)
+    store.refused = {"4.png"}
+    ring(process, quiet, owner, chunk)
+    job = assert_closed(quiet, owner, job_id, JobState.PARTIALLY_SUCCEEDED)
+    assert (job.succeeded, failed_items(quiet, job_id)) == (11, [4])
+
+
+@pytest.mark.parametrize("bad", [4, 11])
+def test_single_object_that_fails_again_and_again_in_a_store_that_answers_is_its_item_s_error(
+    process: WorkerProcess, quiet: Database, owner: str, store: FailingStore, bad: int
+) -> None:
+    process.settings = process.settings.model_copy(update={"outage_seconds": 3600})
+    job_id, chunk = make_job(quiet, owner, 12)
     store.bad = {f"{bad}.png"}
+    for faults in (1, 2):
+        assert ring(process, quiet, owner, chunk).faults == faults
     ring(process, quiet, owner, chunk)
     job = assert_closed(quiet, owner, job_id, JobState.PARTIALLY_SUCCEEDED)
     assert (job.succeeded, failed_items(quiet, job_id)) == (11, [bad])

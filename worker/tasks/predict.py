@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import dropwhile
 
 from sqlalchemy.orm import Session
 
-from app.errors import DarkroomError, StorageError
+from app.errors import StorageAwayError, StorageError
 from app.jobs.claim import Lease, faults_so_far, release_chunk
 from app.jobs.items import JobItem, unpack_items
 from app.jobs.record import ItemRow, record_chunk, record_prefix, record_stopped
@@ -22,7 +21,7 @@ from worker.tasks.versions import warm_recogniser
 
 log = get_logger(__name__)
 
-#: So many objects at a chunk's end may fail by themselves while the store is well.
+#: So many objects of a chunk may fail by themselves while the store is well.
 _FEW_OBJECTS = 3
 
 
@@ -70,52 +69,56 @@ def predict_chunk(process: WorkerProcess, held: HeldLease) -> None:
         decode=outcome.seconds.decode,
         forward=outcome.seconds.forward,
     )
+    away = _first_unanswered(outcome.results)
+    if outcome.stopped:
+        # Whoever takes the rest asks for them again.
+        rows = rows[:away]
     if held.lost.is_set() or (not rows and outcome.stopped):
         let_go(process, held)
         return
-    unread = 0 if outcome.stopped else _unread_at_end(outcome.results)
-    if unread and not _seems_away(process, len(rows) - unread, unread):
-        unread = 0
+    most = _tries_to_read(process, outcome.results) if away is not None else 0
     with process.db.tenant(lease.tenant_id) as session:
-        error = outcome.results[-1].error if unread else None
-        if error and _gives_back_unread(process, session, lease, rows[:-unread], error):
-            return
-        if not outcome.stopped:
+        if outcome.stopped:
+            record = record_stopped if held.cancelled.is_set() else record_prefix
+            record(session, lease, rows)
+        elif away is None or not _gives_back_unread(session, lease, rows[:away], most):
             record_chunk(session, lease, rows)
-        elif held.cancelled.is_set():
-            record_stopped(session, lease, rows)
+
+
+def _first_unanswered(results: Sequence[ItemResult]) -> int | None:
+    """Where the first item stands that the store did not answer for, though asked again."""
+    return next(
+        (
+            index
+            for index, result in enumerate(results)
+            if isinstance(result.error, StorageAwayError)
+        ),
+        None,
+    )
+
+
+def _tries_to_read(process: WorkerProcess, results: Sequence[ItemResult]) -> int:
+    """How often a chunk is tried that holds items which the store did not answer for.
+
+    Few of them, in a store that answers, may be objects that fail by themselves.
+    """
+    errors = [result.error for result in results if isinstance(result.error, StorageAwayError)]
+    if len(errors) <= _FEW_OBJECTS:
+        try:
+            process.store.bucket_exists(process.settings.bucket)
+        except StorageError:
+            pass
         else:
-            record_prefix(session, lease, rows)
-
-
-def _unread_at_end(results: Sequence[ItemResult]) -> int:
-    """How many items at the end of a chunk the store did not give, though it was asked again."""
-    read = dropwhile(lambda result: isinstance(result.error, StorageError), reversed(results))
-    return len(results) - sum(1 for _ in read)
-
-
-def _seems_away(process: WorkerProcess, read: int, unread: int) -> bool:
-    """Whether it is the store that fails, rather than a few objects of it."""
-    if not read or unread > _FEW_OBJECTS:
-        return True
-    try:
-        process.store.bucket_exists(process.settings.bucket)
-    except StorageError:
-        return True
-    return False
+            return process.settings.max_kills
+    return tries(process.settings, errors[0])
 
 
 def _gives_back_unread(
-    process: WorkerProcess,
-    session: Session,
-    lease: Lease,
-    read: Sequence[ItemRow],
-    error: DarkroomError,
+    session: Session, lease: Lease, read: Sequence[ItemRow], most_tries: int
 ) -> bool:
-    """Record what was read and give the rest back for later.
+    """Record what was read before the first unanswered item and give the rest back for later.
 
-    ``error`` is the last item's. False where the tries are used up, and the items' errors are
-    to be recorded: then it is these objects that fail.
+    False where the tries are used up, and the items' errors are to be recorded.
     """
     faults = faults_so_far(session, lease)
     if faults is None:
@@ -123,7 +126,7 @@ def _gives_back_unread(
         return False
     # Recorded items start the count anew.
     faults = 0 if read else faults
-    if faults + 1 >= tries(process.settings, error):
+    if faults + 1 >= most_tries:
         return False
     log.warning("store_away", items=lease.hi - lease.lo - len(read), faults=faults + 1)
     delay_seconds = retry_delay(faults)
