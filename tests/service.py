@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from app.db.session import Database
 from app.dispatch.run import run_loop
@@ -208,11 +208,31 @@ def wait_until(look: Callable[[], T | None], what: str, *, seconds: float = 30) 
         timer.cancel()
 
 
+def end_open_work(db: Database) -> None:
+    """Cancel what earlier tests left open: a dispatcher would ring for it, and workers take it."""
+    with db.system() as session:
+        session.execute(
+            text(
+                "UPDATE chunks SET state = 'cancelled', lease_until = NULL, worker_id = NULL "
+                "WHERE state IN ('pending', 'running')"
+            )
+        )
+        session.execute(
+            text(
+                "UPDATE jobs SET state = 'cancelled', ended_at = now(), "
+                "sealed_at = coalesce(sealed_at, now()), "
+                "cancelled = total - succeeded - failed - skipped - expired "
+                "WHERE ended_at IS NULL"
+            )
+        )
+
+
 @contextmanager
 def running_service(
     settings: Settings, db: Database, folder: Path, module: str = "worker.main"
 ) -> Iterator[Service]:
     """A dispatcher, and a handle to start workers of ``module``; all ends with the block."""
+    end_open_work(db)
     stopping = threading.Event()
     celery = make_celery(settings)
     dispatcher = threading.Thread(target=run_loop, args=(settings, db, celery, stopping))

@@ -10,6 +10,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any
 
 from celery import Celery
@@ -110,6 +111,11 @@ def _leave_at_last(process: WorkerProcess) -> None:
     timer.start()
 
 
+def _leave_early(_signal: int, _frame: FrameType | None) -> None:
+    """End well a process that is told to stop while it starts: it holds nothing yet."""
+    raise SystemExit(0)
+
+
 def _start(process: WorkerProcess, app: Celery) -> None:
     """Check the parts and register the worker, or end the process with a sentence.
 
@@ -146,6 +152,8 @@ def main() -> None:
         # A step of a small network lasts milliseconds. Threads that spin while they wait for each
         # other make it ten times as long once anything else wants a core.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Celery's own comes much later, after torch and the registration.
+    signal.signal(signal.SIGTERM, _leave_early)
     app, process = make_worker(settings, queue)
     watchdog = Watchdog(process)
     _connect_signals(process, watchdog)

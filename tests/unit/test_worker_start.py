@@ -53,3 +53,25 @@ def test_worker_that_cannot_register_ends_instead_of_taking_chunks_without_a_hea
     assert done.returncode == 1
     assert "worker_not_started" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+_TOLD_WHILE_IT_STARTS = """
+import os, signal, sys
+from worker import main
+
+main._start = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+sys.argv = ["worker.main", "--role", "io"]
+main.main()
+"""
+
+
+def test_worker_that_is_told_to_stop_while_it_starts_ends_well() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _TOLD_WHILE_IT_STARTS],
+        env={**os.environ, "DATABASE_URL": "postgresql://not-used"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
