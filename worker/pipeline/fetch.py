@@ -18,6 +18,8 @@ from worker.pipeline.retry import RetryBudget
 from worker.pipeline.values import ByteStream, ItemRef, Store
 
 _READ_BYTES = 1024 * 1024
+#: What a run of small items is read in.
+_PIECE_BYTES = 128 * 1024
 #: Bytes between two items of one object (an archive's headers) that are cheaper to read
 #: and drop than to open a second stream for.
 _GAP_BYTES = 64 * 1024
@@ -112,13 +114,33 @@ def _cut_stream(group: list[ItemRef], store: Store) -> Iterator[FetchedItem]:
     first, last = group[0], group[-1]
     position, _ = _range(first)
     end = sum(_range(last))
-    with closing(store.open(first.bucket, first.key, position, end - position)) as stream:
+    with closing(store.open(first.bucket, first.key, position, end - position)) as body:
+        stream = _Buffered(body)
         for item in group:
             offset, length = _range(item)
             _read_exactly(stream, offset - position, item)
             data = _read_exactly(stream, length, item)
             position = offset + length
             yield FetchedItem(item, data)
+
+
+class _Buffered:
+    """Reads a stream in large pieces: a client's own read costs more than a tiny image is worth."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self._data = b""
+        self._position = 0
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, at most ``size``; empty at the end."""
+        if self._position == len(self._data):
+            if size >= _PIECE_BYTES:
+                return self._stream.read(size)
+            self._data, self._position = self._stream.read(_PIECE_BYTES), 0
+        piece = self._data[self._position : self._position + size]
+        self._position += len(piece)
+        return piece
 
 
 def _range(item: ItemRef) -> tuple[int, int]:
@@ -180,9 +202,12 @@ def _read_single(item: ItemRef, store: Store, max_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def _read_exactly(stream: ByteStream, length: int, item: ItemRef) -> bytes:
-    parts: list[bytes] = []
-    missing = length
+def _read_exactly(stream: ByteStream | _Buffered, length: int, item: ItemRef) -> bytes:
+    first = stream.read(min(length, _READ_BYTES)) if length else b""
+    if len(first) == length:
+        return first
+    parts = [first]
+    missing = length - len(first)
     while missing:
         part = stream.read(min(missing, _READ_BYTES))
         if not part:
