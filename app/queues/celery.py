@@ -6,6 +6,7 @@ from typing import Any
 
 from celery import Celery
 from kombu.entity import Queue as KombuQueue
+from kombu.transport.virtual import QoS
 
 from app.queues.names import Queue
 from app.settings import Settings
@@ -17,6 +18,9 @@ def make_celery(settings: Settings) -> Celery:
     PostgreSQL is the truth and a message only a doorbell, so everything in Celery that would
     keep state in Redis is off.
     """
+    # Bells that a stopping worker has not answered are rung again. Kombu would put them back, and
+    # write them to a file in /tmp where Redis is away.
+    QoS.restore_at_shutdown = False
     app = Celery("darkroom", broker=kombu_url(settings.redis_url.get_secret_value()))
     app.conf.update(
         # JSON only: a message must never be able to run code.
@@ -36,10 +40,11 @@ def make_celery(settings: Settings) -> Celery:
         ],
         task_create_missing_queues=False,
         task_default_queue=Queue.IO.value,
-        # Old messages come back when a connection dies; the claim makes them harmless. Much
-        # longer than any chunk, so that Redis does not deliver a running one again.
         broker_transport_options={
-            "visibility_timeout": 24 * 3600,
+            # Keeps no copy of a bell in Redis while a worker answers it: the dispatcher rings
+            # again what gets lost. With copies, an acknowledgement that met a dead Redis kept
+            # its place among the prefetched for good, and a worker with none left was deaf.
+            "ack_emulation": False,
             "socket_keepalive": True,
             "socket_timeout": 10,
             "socket_connect_timeout": 5,

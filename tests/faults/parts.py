@@ -83,18 +83,23 @@ def _next_claim(trial: Trial, since: float) -> float | None:
         trial.pause(0.02, 0.05)
 
 
-@family()
+@family(quick=True)
 def kill_valkey(trial: Trial) -> None:
     """kill -9 of Valkey, away for a second, then back with the last second missing."""
     trial.muster(slow(trial))
-    trial.load(12_000, 4)
-    for _ in range(4):
+    trial.load(trial.size(12_000, 1_000), 4)
+    for _ in range(trial.size(4, 1)):
         trial.pause(0.5, 1.5)
         assert trial.stage.valkey.pid is not None
         trial.kill_pid(trial.stage.valkey.pid, "kill of Valkey")
         trial.pause(0.5, 1.0)
         trial.stage.valkey.start()
+        back = time.time()
+        claimed = _next_claim(trial, back)
+        if claimed is not None:
+            trial.recovery_seconds.append(claimed - back)
     trial.wait_for_end()
+    trial.recovery_limit = FLUSH_RECOVERY_SECONDS
 
 
 @family()

@@ -31,8 +31,8 @@ from tests.faults.uploads import export_differs, make_archive, send_archive
 #: Work taken up again later than this after its worker's death is a failure of the family,
 RECOVERY_SECONDS = LEASE_SECONDS + 5.0
 #: but for a quick run, which shares its machine with other tests.
-QUICK_RECOVERY_SECONDS = 60.0
-#: The same after a FLUSHALL.
+QUICK_RECOVERY_SECONDS = 20.0
+#: The same after a FLUSHALL, or when Valkey is back.
 FLUSH_RECOVERY_SECONDS = 10.0
 OPTIONS = {"top_k": 4, "threshold": 0.0}
 _TENANTS = 3
