@@ -190,7 +190,7 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=19,
-        description="Kernel niceness of this worker; `darkroom up` lets its workers have 5.",
+        description="Kernel niceness of this worker; `darkroom up` lets its workers have 10.",
     )
     cache_dir: Path = Field(
         Path("~/.cache/darkroom"), description="Where a worker keeps weights it fetched."

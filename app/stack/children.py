@@ -15,7 +15,7 @@ API_TIMEOUT_SECONDS = 120
 
 #: On one machine the API, the database and the dispatcher go before the workers: who asks waits for
 #: an answer, and work that takes minutes does not notice.
-WORKER_NICENESS = 5
+WORKER_NICENESS = 10
 
 #: Roles above row level security.
 _NOT_HANDED_ON = frozenset({"SYSTEM_DATABASE_URL", "ADMIN_DATABASE_URL"})

@@ -96,7 +96,7 @@ def test_only_the_dispatcher_is_told_of_the_system_role_and_nobody_of_the_superu
         has_system = "system" if spec.name == "dispatcher" else None
         assert spec.environment.get("SYSTEM_DATABASE_URL") == has_system
         # Workers stand behind those whose answers people wait for; whoever knows better says so.
-        niceness = "5" if spec.is_worker else None
+        niceness = "10" if spec.is_worker else None
         assert spec.environment.get("DARKROOM_NICENESS") == niceness
         # Who came first would have the port; the dispatcher's gauges tell of the whole service.
         metrics_port = "0" if spec.is_worker else "9464"
