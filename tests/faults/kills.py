@@ -49,8 +49,8 @@ def slow(trial: Trial, seconds: float = 0.01) -> Orders:
 def kill_worker(trial: Trial) -> None:
     """kill -9 of inference workers at random moments."""
     trial.muster(slow(trial))
-    trial.load(trial.size(20_000, 1_000), trial.size(9, 3))
-    trial.strike_until_done("inference", trial.size(40, 3))
+    trial.load(trial.size(24_000, 1_000), trial.size(9, 3))
+    trial.strike_until_done("inference", trial.size(40, 3), between=(0.2, 0.8))
     trial.wait_for_end()
 
 
@@ -182,9 +182,9 @@ def raise_anywhere(trial: Trial) -> None:
 @family()
 def kill_at_close(trial: Trial) -> None:
     """kill -9 as a job is about to be closed, in the transaction of its last recording."""
-    faults = [PlannedFault("close", "kill", trial.rng.randint(1, 3)) for _ in range(10)]
+    faults = [PlannedFault("close", "kill", trial.rng.randint(2, 5)) for _ in range(8)]
     trial.muster(Orders(plan=trial.plans("inference", faults), renamed=0.5))
-    trial.load(5_000, 30)
+    trial.load(6_000, 40)
     trial.wait_for_end()
 
 

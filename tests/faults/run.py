@@ -97,7 +97,7 @@ def choose(only: str, *, quick: bool) -> list[Family]:
     """The families named, or all of the run. Raises ValueError where one is unknown."""
     if not only:
         return [family for family in FAMILIES.values() if family.quick or not quick]
-    names = [name.strip() for name in only.split(",")]
+    names = list(dict.fromkeys(name.strip() for name in only.split(",")))
     unknown = [name for name in names if name not in FAMILIES]
     if unknown:
         known = ", ".join(FAMILIES)
