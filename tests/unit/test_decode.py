@@ -30,6 +30,12 @@ def fragile(data, spec, *, max_pixels):
         os.kill(os.getpid(), signal.SIGKILL)
     if bytes(data) == b"HANG":
         signal.pause()
+    if bytes(data).startswith(b"TWICE "):
+        path, data = bytes(data)[6:].split(b"\\n", 1)
+        with open(path, "ab") as deaths:
+            deaths.write(b".")
+        if os.path.getsize(path) <= 2:
+            os.kill(os.getpid(), signal.SIGKILL)
     return decode_image(data, spec, max_pixels=max_pixels)
 decode_child.decode_image = fragile
 decode_child.main()
@@ -150,6 +156,16 @@ def test_image_that_kills_its_child_harms_no_other() -> None:
             assert (run.pixels[index] == np.asarray(picture(index))).all()
         assert pool.child_pids() != first
         assert pool.decode([encode(picture())], AS_IS).errors == [None]
+
+
+def test_image_whose_child_is_killed_once_while_it_is_alone_is_not_blamed(tmp_path: Path) -> None:
+    deaths = str(tmp_path / "deaths").encode()
+    # With its neighbours, then alone, as a kill from outside would meet it.
+    unlucky = b"TWICE " + deaths + b"\n" + encode(picture(), "PNG")
+    with fragile_pool() as pool:
+        run = pool.decode([encode(picture(), "PNG"), unlucky], AS_IS)
+    assert run.errors == [None, None]
+    assert (tmp_path / "deaths").stat().st_size == 3
 
 
 def test_child_killed_from_outside_fails_no_image(pool: DecodePool) -> None:

@@ -23,6 +23,8 @@ from worker.pipeline.timing import Stopwatch
 
 CHILD_COMMAND = (sys.executable, "-m", "worker.pipeline.decode_child")
 _KILL_AGAIN_SECONDS = 0.1
+#: Deaths with one image alone that show it is the image: a single one may be somebody's kill.
+_DEATHS_ALONE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,7 @@ class DecodePool:
     def _decode_on(self, slot: ChildProcess, run: _Run, todo: list[int]) -> None:
         """Decode the images at ``todo`` of a run, replacing the child as often as it dies."""
         one_by_one = False
+        deaths = 0
         while todo:
             self._require_open()
             group = todo[:1] if one_by_one else todo
@@ -195,11 +198,17 @@ class DecodePool:
                 run.take(slot, group[:finished])
                 slot.dispose()
                 if one_by_one:
-                    run.errors[group[0]] = ItemError("the image ends the process that decodes it")
-                    finished = 1
+                    deaths += 1
+                    if deaths == _DEATHS_ALONE:
+                        run.errors[group[0]] = ItemError(
+                            "the image ends the process that decodes it"
+                        )
+                        finished = 1
                 one_by_one = True
             else:
                 run.take(slot, group)
+            if finished:
+                deaths = 0
             todo = todo[finished:]
 
     def _oversize(self, data: bytes) -> DarkroomError | None:
