@@ -54,6 +54,9 @@ class Orders:
     #: The odds that a successor takes another name, so that only the end of the lease frees
     #: what its predecessor held.
     renamed: float = 0.0
+    #: The plan of the first worker for inference where no fault strikes that one: work goes on
+    #: while others die, so that the time to take up theirs is the service's own.
+    spared: Plan | None = None
 
 
 class Crew:
@@ -89,19 +92,22 @@ class Crew:
             for post in self._posts:
                 self._fill(post)
 
-    def living(self, role: Role) -> list[Child]:
-        """The processes of a role that run, or are stopped, now."""
+    def living(self, role: Role, *, spared: bool = False) -> list[Child]:
+        """The processes of a role that run, or are stopped, now; ``spared`` leaves those out."""
         with self._lock:
             return [
                 post.child
                 for post in self._posts
-                if post.role == role and post.child is not None and post.child.is_alive()
+                if post.role == role
+                and post.child is not None
+                and post.child.is_alive()
+                and not (spared and self._is_spared(post))
             ]
 
     def strike(self, role: Role, number: signal.Signals = signal.SIGKILL) -> Child | None:
         """Signal one process of a role, chosen by the seed, and write it down."""
         with self._lock:
-            living = self.living(role)
+            living = self.living(role, spared=True)
             if not living:
                 return None
             child = self._rng.choice(living)
@@ -126,10 +132,14 @@ class Crew:
                         post.renamed += self._rng.random() < self.orders.renamed
                         self._fill(post)
 
+    def _is_spared(self, post: Post) -> bool:
+        return self.orders.spared is not None and (post.role, post.number) == ("inference", 1)
+
     def _fill(self, post: Post) -> None:
         if post.child is not None:
             post.child.close()
-        plan = self.orders.plan(post.role)
+        spared = self.orders.spared if self._is_spared(post) else None
+        plan = spared or self.orders.plan(post.role)
         system_url = self._settings.system_url if post.role == "dispatcher" else None
         variables = {
             **environment(self._settings, worker_name=post.name, system_database_url=system_url),

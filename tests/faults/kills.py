@@ -45,10 +45,16 @@ def slow(trial: Trial, seconds: float = 0.01) -> Orders:
     return Orders(plan=lambda _role: plan, renamed=0.5)
 
 
+def spare_one(trial: Trial, orders: Orders) -> None:
+    """A third worker that no fault strikes: what the others had in hand, somebody can take."""
+    orders.spared = Plan(forward_seconds=0.02)
+    trial.muster(orders, inference=3)
+
+
 @family(quick=True)
 def kill_worker(trial: Trial) -> None:
     """kill -9 of inference workers at random moments."""
-    trial.muster(slow(trial))
+    spare_one(trial, slow(trial))
     trial.load(trial.size(24_000, 1_000), trial.size(9, 3))
     trial.strike_until_done("inference", trial.size(40, 3), between=(0.2, 0.8))
     trial.wait_for_end()
@@ -64,8 +70,9 @@ def _kill_at(point: str, *, quick: bool = False) -> None:
             PlannedFault(point, act, trial.rng.randint(1, 6 * often))  # type: ignore[arg-type]
             for _ in range(trial.size(12, 2))
         ]
-        trial.muster(Orders(plan=trial.plans("inference", faults), renamed=0.5))
-        trial.load(trial.size(8_000, 1_000), 3)
+        plans = trial.plans("inference", faults, forward_seconds=0.005)
+        spare_one(trial, Orders(plan=plans, renamed=0.5))
+        trial.load(trial.size(10_000, 1_000), 3)
         trial.wait_for_end()
 
 
@@ -78,8 +85,8 @@ def kill_at_heartbeat(trial: Trial) -> None:
     """kill -9 as the leases are about to be extended."""
     faults = [PlannedFault("heartbeat", "kill", trial.rng.randint(1, 3)) for _ in range(8)]
     plans = trial.plans("inference", faults, forward_seconds=0.05)
-    trial.muster(Orders(plan=plans, renamed=0.5))
-    trial.load(6_000, 3)
+    spare_one(trial, Orders(plan=plans, renamed=0.5))
+    trial.load(8_000, 3)
     trial.wait_for_end()
 
 
@@ -183,7 +190,7 @@ def raise_anywhere(trial: Trial) -> None:
 def kill_at_close(trial: Trial) -> None:
     """kill -9 as a job is about to be closed, in the transaction of its last recording."""
     faults = [PlannedFault("close", "kill", trial.rng.randint(2, 5)) for _ in range(8)]
-    trial.muster(Orders(plan=trial.plans("inference", faults), renamed=0.5))
+    spare_one(trial, Orders(plan=trial.plans("inference", faults), renamed=0.5))
     trial.load(6_000, 40)
     trial.wait_for_end()
 

@@ -9,6 +9,7 @@ child is a whole process of its own, with its own environment, connections and t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -68,7 +69,7 @@ class Child:
 
     def is_alive(self) -> bool:
         """Whether it has not ended yet; a stopped one is alive."""
-        return not select.select([self._handle], [], [], 0)[0]
+        return self._handle >= 0 and not select.select([self._handle], [], [], 0)[0]
 
     def wait(self, seconds: float) -> bool:
         """Whether it ended within so many seconds."""
@@ -76,14 +77,16 @@ class Child:
 
     def send(self, number: signal.Signals) -> None:
         """Signal it; one that has ended is fine."""
-        try:
-            signal.pidfd_send_signal(self._handle, number)
-        except ProcessLookupError:
+        # Whoever still holds this object after it was closed must not hit another process.
+        if self._handle < 0:
             return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._handle, number)
 
     def close(self) -> None:
         """Give the handle back."""
         os.close(self._handle)
+        self._handle = -1
 
 
 class Nursery:
