@@ -15,8 +15,9 @@ READY := .venv/.darkroom-ready
 # Where this machine keeps certificates of its own, uv trusts them as pip does.
 UV := $(BIN)/uv $(if $(wildcard /etc/ssl/certs/ca-certificates.crt),--system-certs)
 
-# Two runs side by side, each on parts of its own; a file's tests stay together.
-BESIDE := --numprocesses 2 --dist loadfile
+# Two runs side by side, each on parts of its own. A file's tests stay together, and the long files
+# come first, as they stand in the tree.
+BESIDE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Recognising: an architecture of torchvision and its weights, for `make demo-photos`.
 ARCH ?= squeezenet1_0
