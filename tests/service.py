@@ -229,10 +229,19 @@ def end_open_work(db: Database) -> None:
 
 @contextmanager
 def running_service(
-    settings: Settings, db: Database, folder: Path, module: str = "worker.main"
+    settings: Settings,
+    db: Database,
+    folder: Path,
+    module: str = "worker.main",
+    *,
+    goes_on: bool = False,
 ) -> Iterator[Service]:
-    """A dispatcher, and a handle to start workers of ``module``; all ends with the block."""
-    end_open_work(db)
+    """A dispatcher, and a handle to start workers of ``module``; all ends with the block.
+
+    ``goes_on`` leaves open what is open in the database, where the test itself left it so.
+    """
+    if not goes_on:
+        end_open_work(db)
     stopping = threading.Event()
     celery = make_celery(settings)
     dispatcher = threading.Thread(target=run_loop, args=(settings, db, celery, stopping))

@@ -40,7 +40,9 @@ def second_database(postgres: LocalPostgres) -> Iterator[Database]:
 def quiet(second_database: Database) -> Database:
     """The second database without any job, chunk or worker in it."""
     with second_database.system() as session:
-        session.execute(text("TRUNCATE jobs, items, workers, turns, webhooks CASCADE"))
+        session.execute(
+            text("TRUNCATE jobs, items, workers, turns, webhooks, idempotency_keys CASCADE")
+        )
     return second_database
 
 

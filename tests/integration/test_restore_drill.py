@@ -155,7 +155,7 @@ def test_restored_folder_serves_everything_and_ends_what_was_open(
         job = assert_closed(there.db, drill.tenant_id, drill.opened, JobState.SUCCEEDED)
         assert job.succeeded == 7
 
-        with running_service(there.settings, there.db, tmp_path) as service:
+        with running_service(there.settings, there.db, tmp_path, goes_on=True) as service:
             service.start_worker("io")
             make_due(there, drill.ingest)
             ingest = service.wait_for_end(drill.tenant_id, drill.ingest)

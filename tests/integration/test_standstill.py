@@ -196,7 +196,7 @@ def test_deaf_worker_ends_itself_and_one_that_hears_takes_its_bells(
         assert deaf.process.wait(PATIENCE) == ExitCode.DEAF
         assert logged(deaf, "worker_deaf")["queue"] == "io"
         assert service.look_at(tenant_id, job_id).state == JobState.VALIDATING
-    with running_service(settings, database, tmp_path) as service:
+    with running_service(settings, database, tmp_path, goes_on=True) as service:
         hearing = service.start_worker("io", deaf_seconds=2)
         wait_until(
             lambda: service.look_at(tenant_id, job_id).state == JobState.QUEUED,
