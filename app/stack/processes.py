@@ -199,6 +199,32 @@ def wait_gone(pid: int, limit_seconds: float) -> bool:
         os.close(handle)
 
 
+def end_group(leader: int, limit_seconds: float) -> list[int]:
+    """Kill whoever is left of a process group; returns those that would not go in time.
+
+    The leader has ended and is a child of ours that nobody has reaped yet, so the number is still
+    its group's. What it left may hold its port or its files: gunicorn's worker goes on
+    serving an open stream for its whole grace after a master that was killed.
+    """
+    os.killpg(leader, signal.SIGKILL)
+    # Looked for only now: whoever is being killed starts nothing more.
+    left = [pid for pid in _group(leader) if pid != leader]
+    deadline = monotonic_seconds() + limit_seconds
+    return [pid for pid in left if not wait_gone(pid, max(0.0, deadline - monotonic_seconds()))]
+
+
+def _group(leader: int) -> list[int]:
+    """The processes of a group, by Linux' ``/proc``."""
+    found = []
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and os.getpgid(int(name)) == leader:
+                found.append(int(name))
+        except ProcessLookupError:
+            continue
+    return found
+
+
 def _gone(handle: int, limit_seconds: float) -> bool:
     poller = select.poll()
     poller.register(handle, select.POLLIN)

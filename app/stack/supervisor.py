@@ -18,7 +18,7 @@ from pathlib import Path
 
 from app.clock import monotonic_seconds
 from app.stack.part import Part
-from app.stack.processes import StackError, rotate, tail
+from app.stack.processes import StackError, end_group, rotate, tail
 
 KILL_SECONDS = 10.0
 
@@ -118,7 +118,7 @@ class Supervisor:
         return {
             child.spec.name: child.process.pid
             for child in self._children
-            if child.process is not None and child.process.poll() is None
+            if child.process is not None and child.process.returncode is None
         }
 
     @property
@@ -196,7 +196,7 @@ class Supervisor:
 
     def _signal(self, child: _Child, number: signal.Signals) -> bool:
         """Send a signal to a child that runs; false where there is none."""
-        if child.process is None or child.process.poll() is not None:
+        if child.process is None or child.process.returncode is not None:
             return False
         child.process.send_signal(number)
         return True
@@ -233,22 +233,38 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C reaches only us, so that we say when each one stops.
+                # Ctrl-C reaches only us, so that we say when each one stops; and what a child
+                # starts is of its group, which ends with it.
                 start_new_session=True,
                 pass_fds=self._keep_open,
             )
         child.life.begin()
         child.due_at = None
-        self._watch(child, child.process)
+        self._watch(child, child.process, leads_group=True)
         return child.process.pid
 
-    def _watch(self, event: _Child | Part, process: subprocess.Popen[bytes] | None) -> None:
-        """Put ``event`` on the queue when the process ends."""
+    def _watch(
+        self,
+        event: _Child | Part,
+        process: subprocess.Popen[bytes] | None,
+        *,
+        leads_group: bool = False,
+    ) -> None:
+        """Put ``event`` on the queue when the process has ended, and its group with it.
+
+        Parts have no say here: PostgreSQL's own processes see by themselves that it is gone.
+        """
 
         def wait() -> None:
-            if process is not None:
-                process.wait()
-                self._events.put(event)
+            if process is None:
+                return
+            if leads_group and sys.platform == "linux":
+                # Seen, not yet reaped: until then no stranger can have its number.
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+                if left := end_group(process.pid, KILL_SECONDS):
+                    self._say(f"processes of {process.pid} do not end: {left}")
+            process.wait()
+            self._events.put(event)
 
         threading.Thread(target=wait, daemon=True).start()
 
