@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -233,7 +232,7 @@ class Settings(BaseSettings):
         """The patterns of hosts that webhooks may go to."""
         return _split(self.webhook_hosts)
 
-    @cached_property
+    @property
     def system_url(self) -> str:
         """The system role's database URL; raises where this process was not given one."""
         if self.system_database_url is None:
@@ -243,7 +242,7 @@ class Settings(BaseSettings):
             )
         return self.system_database_url.get_secret_value()
 
-    @cached_property
+    @property
     def decode_process_count(self) -> int:
         """Decode children to start: the setting, or one per core this process may use."""
         return self.decode_processes or len(os.sched_getaffinity(0))
