@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.connect import JsonFlag, connect
-from app.cli.console import note, print_json, say
-from app.cli.follow import finish, follow
+from app.cli.console import print_json, say
+from app.cli.follow import finish_submit
 from app.cli.inputs import read_pairs
-from app.cli.jobs import JobId, Timeout
 from app.cli.limits import DeadlineText, MaxFailedTexts, read_deadline, read_max_failed
+from app.cli.options import (
+    Activation,
+    JobId,
+    MetadataTexts,
+    Threshold,
+    Timeout,
+    TopK,
+    Wait,
+    Watch,
+)
 
 if TYPE_CHECKING:
     from app.client.values import Job
@@ -61,25 +70,17 @@ def retry(
         str | None,
         typer.Option("--model", "-m", help="Another model or version.", show_default=False),
     ] = None,
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", "-k", min=1, help="Classes per image.")
-    ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Least score that is kept.")
-    ] = None,
-    activation: Annotated[str | None, typer.Option(help="softmax or sigmoid.")] = None,
+    top_k: TopK = None,
+    threshold: Threshold = None,
+    activation: Activation = None,
     priority: Annotated[
         int | None, typer.Option(min=-100, max=100, help="Of your jobs, higher goes first.")
     ] = None,
     deadline: DeadlineText = None,
     max_failed: MaxFailedTexts = None,
-    metadata: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE kept with the job; repeat for more.")
-    ] = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show progress until the job is over.")
-    ] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="The same without showing.")] = False,
+    metadata: MetadataTexts = None,
+    watch: Watch = False,
+    wait: Wait = False,
     timeout: Timeout = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -103,13 +104,4 @@ def retry(
             max_failed=budget,
             metadata=pairs or None,
         )
-        if watch or wait:
-            if not as_json:
-                note(f"job {job.id}")
-            job = follow(darkroom, job.id, quiet=as_json or not watch, timeout=timeout)
-            raise typer.Exit(finish(darkroom, job, as_json=as_json))
-    if as_json:
-        print_json(job.raw)
-        return
-    say(job.id)
-    note(f"submitted; follow it with: darkroom watch {job.id}")
+        finish_submit(darkroom, job, watch=watch, wait=wait, timeout=timeout, as_json=as_json)

@@ -10,7 +10,7 @@ import typer
 
 from app.cli.connect import JsonFlag, connect
 from app.cli.console import note, print_json_lines, say
-from app.cli.jobs import JobId
+from app.cli.options import JobId
 
 if TYPE_CHECKING:
     from app.client.values import Event

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from app.cli.connect import JsonFlag, connect
-from app.cli.console import note, print_json, say
-from app.cli.follow import finish, follow
+from app.cli.follow import finish_submit
 from app.cli.inputs import read_pairs
-from app.cli.limits import DeadlineText, Priority, read_deadline
+from app.cli.limits import DeadlineText, read_deadline
+from app.cli.options import MetadataTexts, Priority, Timeout, Wait, Watch
 
 
 def finetune(
@@ -40,16 +40,10 @@ def finetune(
     ] = "production",
     priority: Priority = 0,
     deadline: DeadlineText = None,
-    metadata: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE kept with the job; repeat for more.")
-    ] = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show every epoch until it is over.")
-    ] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="The same without showing.")] = False,
-    timeout: Annotated[
-        float | None, typer.Option(min=1, help="Seconds to watch or wait at most.")
-    ] = None,
+    metadata: MetadataTexts = None,
+    watch: Watch = False,
+    wait: Wait = False,
+    timeout: Timeout = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a recogniser on a dataset version and register what comes out.
@@ -76,14 +70,4 @@ def finetune(
             schedule=schedule,
             seed=seed,
         )
-        if watch or wait:
-            if not as_json:
-                note(f"job {job.id}")
-            quiet = as_json or not watch
-            job = follow(darkroom, job.id, quiet=quiet, timeout=timeout)
-            raise typer.Exit(finish(darkroom, job, as_json=as_json))
-        if as_json:
-            print_json(job.raw)
-            return
-        say(job.id)
-        note(f"submitted; follow it with: darkroom watch {job.id}")
+        finish_submit(darkroom, job, watch=watch, wait=wait, timeout=timeout, as_json=as_json)

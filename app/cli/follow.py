@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from app.cli.console import (
     note,
     print_faults,
@@ -151,6 +153,28 @@ def _facts(job: Job) -> str:
         job.images_per_second,
         job.eta_seconds,
     )
+
+
+def finish_submit(
+    darkroom: Darkroom,
+    job: Job,
+    *,
+    watch: bool,
+    wait: bool,
+    timeout: float | None,
+    as_json: bool,
+) -> None:
+    """Print the job just submitted; with ``watch`` or ``wait`` follow it and exit as it ends."""
+    if watch or wait:
+        if not as_json:
+            note(f"job {job.id}")
+        job = follow(darkroom, job.id, quiet=as_json or not watch, timeout=timeout)
+        raise typer.Exit(finish(darkroom, job, as_json=as_json))
+    if as_json:
+        print_json(job.raw)
+        return
+    say(job.id)
+    note(f"submitted; follow it with: darkroom watch {job.id}")
 
 
 def finish(darkroom: Darkroom, job: Job, *, as_json: bool = False) -> Exit:

@@ -87,6 +87,12 @@ def read_fractions(text: str | None) -> tuple[float, float, float] | None:
     return (parts[0], parts[1], parts[2])
 
 
+def check_path(path: Path) -> None:
+    """Refuse a path where nothing is."""
+    if not path.exists():
+        raise typer.BadParameter(f"there is no file or folder {path}")
+
+
 def send_file(
     darkroom: Darkroom,
     path: Path,
@@ -97,8 +103,7 @@ def send_file(
     quiet: bool = False,
 ) -> Added:
     """Upload a file or folder, with a bar unless ``quiet``."""
-    if not path.exists():
-        raise typer.BadParameter(f"there is no file or folder {path}")
+    check_path(path)
     if quiet:
         return darkroom.uploads.add(path, include=include, exclude=exclude, kind=kind)
     with TransferBar(f"sending {path.name or path}") as bar:

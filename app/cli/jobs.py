@@ -21,6 +21,7 @@ from app.cli.console import (
 )
 from app.cli.exits import EXIT_OF_STATE, Exit
 from app.cli.follow import finish, follow
+from app.cli.options import JobId, Timeout
 from app.cli.progress import TransferBar
 from app.cli.words import (
     ago_text,
@@ -33,9 +34,6 @@ from app.cli.words import (
 
 if TYPE_CHECKING:
     from app.client.values import Job, Named, Result
-
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="job_…", show_default=False)]
-Timeout = Annotated[float | None, typer.Option(min=1, help="Seconds to watch at most.")]
 
 
 class Only(StrEnum):

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-Priority = Annotated[int, typer.Option(min=-100, max=100, help="Of your jobs, higher goes first.")]
 DeadlineText = Annotated[
     str | None,
     typer.Option(

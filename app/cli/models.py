@@ -11,6 +11,7 @@ from app.cli.connect import GuardedGroup, JsonFlag, connect
 from app.cli.console import note, print_fields, print_json, print_table, say, state_text
 from app.cli.follow import finish, follow
 from app.cli.inputs import read_classes, send_file
+from app.cli.options import Timeout
 from app.cli.words import ago_text, bytes_text, count_text, pairs_text
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def import_model(
     no_watch: Annotated[
         bool, typer.Option("--no-watch", help="Do not wait for the check.")
     ] = False,
-    timeout: Annotated[float | None, typer.Option(min=1, help="Seconds to watch at most.")] = None,
+    timeout: Timeout = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Check weights against an architecture and register them as an immutable version."""
@@ -126,14 +127,14 @@ def show(
 ) -> None:
     """Show one model version: preprocessing, classes, digests, scores, lineage."""
     with connect(context) as darkroom:
-        name, version = _resolve(darkroom, reference)
+        version = darkroom.models.find(reference)
     if as_json:
         print_json(version.raw)
         return
     classes = ", ".join(version.classes[:8]) + (" …" if len(version.classes) > 8 else "")
     print_fields(
         (
-            ("model", f"{name}@{version.number}"),
+            ("model", f"{version.model}@{version.number}"),
             ("id", version.id),
             ("state", state_text(version.state)),
             ("aliases", " ".join(f"@{alias}" for alias in version.aliases) or None),
@@ -169,19 +170,6 @@ def set_alias(
         print_json(version.raw)
         return
     say(f"{name}@{alias.removeprefix('@')} is now {name}@{number}")
-
-
-def _resolve(darkroom: Darkroom, reference: str) -> tuple[str, ModelVersion]:
-    name, _, pointer = reference.partition("@")
-    if pointer.isdigit():
-        return name, darkroom.models.get(name, int(pointer))
-    alias = pointer or "production"
-    versions = list(darkroom.models.versions(name))
-    for version in versions:
-        if alias in version.aliases:
-            return name, version
-    known = ", ".join(f"{name}@{version.number}" for version in versions)
-    raise typer.BadParameter(f"{name} has no alias {alias}; its versions are {known or 'none'}")
 
 
 def _accuracy(version: ModelVersion) -> str:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.cli.connect import JsonFlag, connect
-from app.cli.console import note, print_json, say
+from app.cli.console import note
 from app.cli.exits import EXIT_OF_STATE, Exit
-from app.cli.follow import finish, follow
-from app.cli.inputs import counted_images, read_pairs, send_file
+from app.cli.follow import finish, finish_submit, follow
+from app.cli.inputs import check_path, counted_images, read_pairs, send_file
 from app.cli.limits import (
     DeadlineText,
     MaxFailedTexts,
-    Priority,
     read_deadline,
     read_max_failed,
+)
+from app.cli.options import (
+    Activation,
+    MetadataTexts,
+    Priority,
+    Threshold,
+    Timeout,
+    TopK,
+    Wait,
+    Watch,
 )
 
 if TYPE_CHECKING:
@@ -61,26 +72,16 @@ def submit(
     exclude: Annotated[
         list[str] | None, typer.Option(help="Glob of names to leave out; repeat for more.")
     ] = None,
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", "-k", min=1, help="Classes per image.")
-    ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Least score that is kept.")
-    ] = None,
-    activation: Annotated[str | None, typer.Option(help="softmax or sigmoid.")] = None,
+    top_k: TopK = None,
+    threshold: Threshold = None,
+    activation: Activation = None,
     priority: Priority = 0,
     deadline: DeadlineText = None,
     max_failed: MaxFailedTexts = None,
-    metadata: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE kept with the job; repeat for more.")
-    ] = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show progress until the job is over.")
-    ] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="The same without showing.")] = False,
-    timeout: Annotated[
-        float | None, typer.Option(min=1, help="Seconds to watch or wait at most.")
-    ] = None,
+    metadata: MetadataTexts = None,
+    watch: Watch = False,
+    wait: Wait = False,
+    timeout: Timeout = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Recognise a batch of images.
@@ -91,10 +92,11 @@ def submit(
     pairs = read_pairs(metadata or ())
     until, budget = read_deadline(deadline), read_max_failed(max_failed)
     _require_one(source, upload, manifest, dataset)
+    named = _named_images(source, upload, manifest, dataset, bucket, split, include, exclude)
     quiet = as_json or (wait and not watch)
     with connect(context) as darkroom:
-        images = _images(
-            darkroom, source, upload, manifest, dataset, bucket, split, include, exclude, quiet
+        images = named or _send_images(
+            darkroom, Path(source or ""), model, until, include or (), exclude or (), quiet=quiet
         )
         job = darkroom.jobs.submit_predict(
             images,
@@ -107,16 +109,7 @@ def submit(
             max_failed=budget,
             metadata=pairs,
         )
-        if watch or wait:
-            if not as_json:
-                note(f"job {job.id}")
-            job = follow(darkroom, job.id, quiet=quiet, timeout=timeout)
-            raise typer.Exit(finish(darkroom, job, as_json=as_json))
-        if as_json:
-            print_json(job.raw)
-            return
-        say(job.id)
-        note(f"submitted; follow it with: darkroom watch {job.id}")
+        finish_submit(darkroom, job, watch=watch, wait=wait, timeout=timeout, as_json=as_json)
 
 
 def _require_one(*sources: str | None) -> None:
@@ -126,8 +119,7 @@ def _require_one(*sources: str | None) -> None:
         )
 
 
-def _images(
-    darkroom: Darkroom,
+def _named_images(
     source: str | None,
     upload: str | None,
     manifest: str | None,
@@ -136,9 +128,8 @@ def _images(
     split: str | None,
     include: list[str] | None,
     exclude: list[str] | None,
-    quiet: bool,
-) -> dict[str, Any]:
-    """The job's ``input``; a local archive or folder is uploaded and unpacked first."""
+) -> dict[str, Any] | None:
+    """The job's ``input``; None where it is a file or folder here, which has to be sent first."""
     if split is not None and dataset is None:
         raise typer.BadParameter("only a dataset has splits", param_hint="--split")
     if bucket is not None and manifest is None:
@@ -154,13 +145,33 @@ def _images(
         return {"manifest": manifest, **({"bucket": bucket} if bucket else {})}
     if dataset is not None:
         return {"dataset": dataset, **({"split": split} if split else {})}
-    assert source is not None
-    if source.startswith("s3://"):
+    if source is not None and source.startswith("s3://"):
         return {"prefix": source, **{name: glob for name, glob in globs.items() if glob}}
-    path = Path(source)
-    added = send_file(darkroom, path, include=include or (), exclude=exclude or (), quiet=quiet)
-    if added.job is None:
+    return None
+
+
+def _send_images(
+    darkroom: Darkroom,
+    path: Path,
+    model: str,
+    deadline: datetime | None,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    *,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Upload and unpack an archive or folder, unless its job would be refused; the ``input``."""
+    check_path(path)
+    if path.is_file() and path.suffix == ".safetensors":
         raise typer.BadParameter(f"{path} is a weights file; images come in archives")
+    if deadline is not None and deadline <= datetime.now(UTC):
+        raise typer.BadParameter(
+            f"{deadline.isoformat()} has passed by the clock of this machine",
+            param_hint="--deadline",
+        )
+    _require_model(darkroom, model)
+    added = send_file(darkroom, path, include=include, exclude=exclude, quiet=quiet)
+    assert added.job is not None
     ingest = follow(darkroom, added.job.id, quiet=quiet)
     if ingest.state not in ("succeeded", "partially_succeeded"):
         finish(darkroom, ingest)
@@ -168,3 +179,23 @@ def _images(
     if not quiet:
         note(f"upload {added.upload.id}: {counted_images(ingest.counts)}")
     return {"upload": added.upload.id}
+
+
+def _require_model(darkroom: Darkroom, reference: str) -> None:
+    """Raise what the service would answer to a job of this model, as far as can be asked."""
+    from app.client import ApiError
+
+    # An id is copied, not typed, and no address of the service reads a version by it.
+    if reference.startswith("mdv_"):
+        return
+    try:
+        version = darkroom.models.find(reference)
+    except ApiError as error:
+        # A key may submit jobs and yet not read models.
+        if error.code == "scope_missing":
+            return
+        raise
+    if version.state != "ready":
+        raise ApiError(
+            f"model version {reference!r} is {version.state}", code="model_not_ready", status=409
+        )

@@ -13,6 +13,7 @@ from app.cli.console import note, print_fields, print_json, print_table, say, st
 from app.cli.exits import EXIT_OF_STATE, Exit
 from app.cli.follow import finish, follow
 from app.cli.inputs import send_file
+from app.cli.options import Timeout, Wait
 from app.cli.words import ago_text, bytes_text
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def add(
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Show progress until it is unpacked.")
     ] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="The same without showing.")] = False,
-    timeout: Annotated[float | None, typer.Option(min=1, help="Seconds to watch at most.")] = None,
+    wait: Wait = False,
+    timeout: Timeout = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Send a file or folder; an archive's images are then unpacked and judged.

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from app.client.errors import ApiError
 from app.client.transport import Transport, road
 from app.client.values import Job, Model, ModelVersion
+
+#: What a name alone means.
+_PRODUCTION = "production"
 
 
 class Models:
@@ -52,6 +56,27 @@ class Models:
         """One version of a model."""
         return ModelVersion.from_dict(
             self._transport.call("GET", road("models", model, "versions", number)).json()
+        )
+
+    def find(self, reference: str) -> ModelVersion:
+        """The version that ``name`` (its alias ``production``), ``name@alias`` or ``name@3`` means.
+
+        Raises:
+            ApiError: ``model_not_found``, as for a job that names it.
+        """
+        name, _, selector = reference.partition("@")
+        if selector.isascii() and selector.isdigit():
+            return self.get(name, int(selector))
+        alias = selector or _PRODUCTION
+        known: list[str] = []
+        for version in self.versions(name):
+            if alias in version.aliases:
+                return version
+            known += (f"@{each} (version {version.number})" for each in version.aliases)
+        raise ApiError(
+            f"model {name!r} has no alias {alias!r}; its aliases are {', '.join(known) or 'none'}",
+            code="model_not_found",
+            status=404,
         )
 
     def set_alias(self, model: str, alias: str, number: int) -> ModelVersion:

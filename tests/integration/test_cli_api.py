@@ -158,6 +158,14 @@ def test_unknown_model_is_refused_with_the_services_own_words(run):
     assert "[model_not_found]" in done.stderr
 
 
+@pytest.mark.parametrize("model", ["nothing", "digits@nothing", "digits@7"])
+def test_unknown_model_is_refused_before_an_archive_is_sent(run, darkroom, digits, tmp_path, model):
+    path = archive(tmp_path / "two.zip")
+    done = run("submit", path, "-m", model, code=Exit.REFUSED)
+    assert "[model_not_found]" in done.stderr
+    assert list(darkroom.uploads.list()) == []
+
+
 def test_wrong_input_is_refused_with_its_pointer(run, digits):
     done = run("submit", "s3://b/p", "-m", "not a name", code=Exit.REFUSED)
     assert "/model" in done.stderr

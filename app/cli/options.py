@@ -1,0 +1,36 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class ActivationWord(StrEnum):
+    """How scores are made of a network's outputs."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="job_…", show_default=False)]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", "-k", min=1, max=1000, help="Classes per image.")
+]
+Threshold = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Least score that is kept.", show_default=False)
+]
+Activation = Annotated[
+    ActivationWord | None, typer.Option(help="How scores are made.", show_default=False)
+]
+Priority = Annotated[int, typer.Option(min=-100, max=100, help="Of your jobs, higher goes first.")]
+MetadataTexts = Annotated[
+    list[str] | None, typer.Option(help="NAME=VALUE kept with the job; repeat for more.")
+]
+Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show progress until the job is over.")]
+Wait = Annotated[bool, typer.Option("--wait", help="The same without showing.")]
+Timeout = Annotated[
+    float | None, typer.Option(min=1, help="Seconds to watch or wait at most.", show_default=False)
+]
