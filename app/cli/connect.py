@@ -29,7 +29,16 @@ class Service:
         """A client; a context manager."""
         from app.client import Darkroom
 
-        return Darkroom(self.url, http=self.http)
+        return Darkroom(self.url, http=self.http, on_retry=_tell_wait)
+
+
+def _tell_wait(error: ApiError, seconds: float) -> None:
+    """Say what a command waits for where a quota is used up; a short outage is worth no line."""
+    from app.cli.console import note
+    from app.cli.words import duration_text
+
+    if error.status == 429:
+        note(f"waiting {duration_text(seconds)}: {error.detail} [{error.code}]")
 
 
 def connect(context: typer.Context) -> Darkroom:

@@ -14,7 +14,7 @@ from app.client.datasets import Datasets
 from app.client.jobs import Jobs
 from app.client.keys import Keys
 from app.client.models import Models
-from app.client.transport import Transport
+from app.client.transport import OnRetry, Transport
 from app.client.uploads import Uploads
 from app.client.webhooks import Webhooks
 
@@ -24,7 +24,8 @@ class Darkroom:
 
     ``url`` and ``key`` default to DARKROOM_URL and DARKROOM_API_KEY, else to the
     ``client.json`` of a `darkroom up` on this machine. ``http`` and ``links_http`` stand in for
-    the network, to the service and to presigned links.
+    the network, to the service and to presigned links. A call that the service cannot take now
+    (429, 503) is tried again a few times; ``on_retry`` is told why, and after how many seconds.
 
         with Darkroom() as darkroom:
             added = darkroom.uploads.add("photos.zip")
@@ -44,6 +45,7 @@ class Darkroom:
         http: httpx2.BaseTransport | None = None,
         links_http: httpx2.BaseTransport | None = None,
         pause: Callable[[float], None] = time.sleep,
+        on_retry: OnRetry | None = None,
     ) -> None:
         self.address = find_address(url, key)
         self.transport = Transport(
@@ -52,6 +54,7 @@ class Darkroom:
             http=http,
             links_http=links_http,
             pause=pause,
+            on_retry=on_retry,
         )
         self.uploads = Uploads(self.transport)
         self.jobs = Jobs(self.transport)

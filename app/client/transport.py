@@ -26,6 +26,8 @@ _TRIES = 5
 _LONGEST_PAUSE_SECONDS = 10.0
 
 Query = Mapping[str, str | int | float | bool | None]
+#: Called with why a call is about to be tried again, and the seconds until then.
+OnRetry = Callable[[ApiError, float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ def back_off(attempt: int) -> float:
 class Transport:
     """Calls the service; safe to share between threads.
 
-    ``pause`` waits between tries, and tests replace it.
+    ``pause`` waits between tries, and tests replace it; ``on_retry`` hears of each wait first.
     """
 
     def __init__(
@@ -84,9 +86,11 @@ class Transport:
         http: httpx2.BaseTransport | None = None,
         links_http: httpx2.BaseTransport | None = None,
         pause: Callable[[float], None] = time.sleep,
+        on_retry: OnRetry | None = None,
     ) -> None:
         self.address = address
         self.pause = pause
+        self._on_retry = on_retry
         self._timeout = httpx2.Timeout(timeout_seconds, connect=5.0)
         self._client = httpx2.Client(
             base_url=address.url,
@@ -182,7 +186,10 @@ class Transport:
             attempt += 1
             if attempt >= tries or not self._worth_another(error):
                 raise error
-            self.pause(_pause_before(error, attempt - 1))
+            seconds = _pause_before(error, attempt - 1)
+            if self._on_retry is not None:
+                self._on_retry(error, seconds)
+            self.pause(seconds)
 
     @contextmanager
     def stream(

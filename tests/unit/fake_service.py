@@ -37,9 +37,10 @@ class FakeService:
     def transport(self) -> httpx2.MockTransport:
         return httpx2.MockTransport(self._answer)
 
-    def client(self) -> Darkroom:
+    def client(self, **words: Any) -> Darkroom:
+        """A client of the service; ``words`` are further ones of :class:`Darkroom`."""
         http = self.transport
-        return Darkroom(URL, KEY, http=http, links_http=http, pause=self.pauses.append)
+        return Darkroom(URL, KEY, http=http, links_http=http, pause=self.pauses.append, **words)
 
     def _answer(self, request: httpx2.Request) -> httpx2.Response:
         request.read()

@@ -344,6 +344,19 @@ def test_refusal_is_a_sentence_with_its_faults_and_exit_code_5(service, run):
     assert lines[-1] == "  … and 30 more"
 
 
+def test_wait_for_a_quota_is_told_on_stderr_and_an_outage_that_ends_is_not(service, run):
+    full = "this tenant has 2 open jobs"
+    service.on(
+        "POST /v1/jobs",
+        problem(503, "database_unavailable", "try again", retry_after=0),
+        problem(429, "too_many_jobs", full, retry_after=0),
+        answer(job("validating"), 202),
+    )
+    done = run("submit", "s3://b/p", "-m", "digits", "--json")
+    assert json.loads(done.stdout)["id"] == "job_1"
+    assert done.stderr == f"waiting 0.0 s: {full} [too_many_jobs]\n"
+
+
 def test_absent_service_is_exit_code_4_without_a_traceback(service, run):
     service.on("GET /v1/jobs", httpx2.ConnectError("refused"))
     done = run("jobs")

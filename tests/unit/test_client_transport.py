@@ -41,6 +41,33 @@ def test_post_is_tried_again_under_the_same_idempotency_key(service):
     assert len(service.pauses) == 2
 
 
+def test_each_wait_is_told_with_its_reason_before_it_begins(service):
+    heard = []
+
+    def told(error, seconds):
+        heard.append((error.code, seconds, len(service.pauses)))
+
+    service.on(
+        "POST /v1/jobs",
+        problem(429, "too_many_jobs", "2 open jobs", retry_after=5),
+        problem(429, "too_many_submissions", "3 jobs within a minute", retry_after=60),
+        answer(job("queued"), 202),
+    )
+    with service.client(on_retry=told) as darkroom:
+        darkroom.jobs.submit_predict({"upload": "upl_1"}, "digits")
+    assert heard == [("too_many_jobs", 5, 0), ("too_many_submissions", 10, 1)]
+    assert service.pauses == [5, 10]
+
+
+def test_last_refusal_is_raised_and_not_told_as_a_wait(service):
+    heard = []
+    service.on("POST /v1/jobs", problem(429, "too_many_jobs", "2 open jobs", retry_after=5))
+    darkroom = service.client(on_retry=lambda *words: heard.append(words))
+    with darkroom, pytest.raises(ApiError, match="2 open jobs"):
+        darkroom.jobs.submit_predict({"upload": "upl_1"}, "digits")
+    assert len(heard) == len(service.pauses) == len(service.requests) - 1
+
+
 def test_storage_that_is_used_up_is_not_asked_again(service):
     service.on("POST /v1/jobs", problem(429, "too_many_bytes", "no room", retry_after=10))
     with service.client() as darkroom, pytest.raises(ApiError) as refused:
