@@ -10,22 +10,50 @@ from flask import Response, current_app, render_template, request
 from markupsafe import Markup, escape
 
 from app.api.outline import outline
-from app.api.replies import json_response
+from app.api.release import release
+from app.api.replies import json_response, send
 from app.api.resource import Resource
+from app.api.schemas.service import RootAnswer
 
-resource = Resource("docs", "Documentation", "This description of the service.")
+resource = Resource("docs", "Documentation", "This description of the service.", prefix=None)
+
+_OPENAPI, _DOCS = "/v1/openapi.json", "/v1/docs"
 
 _CODE = re.compile(r"`([^`]+)`")
 _CSP = "default-src 'none'; style-src 'self'; frame-ancestors 'none'; base-uri 'none'"
 
 
-@resource.route_as("get", "/openapi.json", answers={200: "application/json"}, guarded=False)
+@resource.route_as(
+    "get", "/", answers={200: RootAnswer, 302: None}, headers={302: ["Location"]}, guarded=False
+)
+def get_root() -> Response:
+    """Read what answers here and where to go on.
+
+    A browser, or who else prefers `text/html`, is led to the documentation page.
+    """
+    if request.accept_mimetypes.best_match(("application/json", "text/html")) == "text/html":
+        response = Response(status=302, headers={"Location": _DOCS})
+    else:
+        response = send(
+            RootAnswer(
+                service="darkroom",
+                version=release(),
+                documentation=_DOCS,
+                openapi=_OPENAPI,
+                health="/readyz",
+            )
+        )
+    response.headers["Vary"] = "Accept"
+    return response
+
+
+@resource.route_as("get", _OPENAPI, answers={200: "application/json"}, guarded=False)
 def get_openapi() -> Response:
     """Read the OpenAPI 3.1 document."""
     return _cached(json_response(json.dumps(current_app.extensions["darkroom.openapi"])))
 
 
-@resource.route_as("get", "/docs", answers={200: "text/html"}, guarded=False)
+@resource.route_as("get", _DOCS, answers={200: "text/html"}, guarded=False)
 def get_docs() -> Response:
     """Read the documentation page."""
     page = render_template(
@@ -40,7 +68,7 @@ def get_docs() -> Response:
     return _cached(response)
 
 
-@resource.route_as("get", "/docs/style.css", answers={200: "text/css"}, guarded=False)
+@resource.route_as("get", f"{_DOCS}/style.css", answers={200: "text/css"}, guarded=False)
 def get_docs_style() -> Response:
     """Read the page's style sheet."""
     with current_app.open_resource("static/docs.css") as sheet:

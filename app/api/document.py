@@ -31,7 +31,10 @@ _RAW = {
 }
 
 _HEADERS: dict[str, dict[str, Any]] = {
-    "Location": {"description": "Address of what was made.", "schema": {"type": "string"}},
+    "Location": {
+        "description": "Address of what was made, or to go on to.",
+        "schema": {"type": "string"},
+    },
     "Retry-After": {
         "description": "Seconds after which to ask again.",
         "schema": {"type": "integer", "minimum": 0},

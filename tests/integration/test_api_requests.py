@@ -179,6 +179,20 @@ def test_service_starts_without_its_parts_and_readiness_names_what_is_missing(se
     assert answer.json == {"status": "not_ready", "database": "failing", "object_store": "ok"}
 
 
+def test_root_tells_machines_what_answers_and_leads_browsers_to_the_documentation(app):
+    client = app.test_client()
+    for accept in (None, "*/*", "application/json", "image/png"):
+        answer = client.get("/", headers={"Accept": accept} if accept else None)
+        assert (answer.status_code, answer.json["service"]) == (200, "darkroom")
+        assert answer.headers["Vary"] == "Accept"
+        for word in ("documentation", "openapi"):
+            assert client.get(answer.json[word]).status_code == 200
+    browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+    led = client.get("/", headers={"Accept": browser})
+    assert (led.status_code, led.headers["Location"]) == (302, "/v1/docs")
+    assert led.headers["Vary"] == "Accept"
+
+
 def test_documentation_page_holds_every_operation_and_no_script(app):
     page = app.test_client().get("/v1/docs")
     document = app.test_client().get("/v1/openapi.json").json

@@ -122,6 +122,16 @@ class WorkerPage(PageAnswer):
     data: list[WorkerAnswer]
 
 
+class RootAnswer(Answer):
+    """What answers at this address, and the paths to go on to."""
+
+    service: Literal["darkroom"]
+    version: str
+    documentation: str
+    openapi: str
+    health: str
+
+
 class LiveAnswer(Answer):
     """The process answers."""
 
