@@ -26,11 +26,20 @@ class Gate:
         self._together = 0
         self._alone = False
         self._waiting = 0
+        self._waiting_since = 0.0
 
     @property
     def is_wanted(self) -> bool:
         """Whether somebody waits to hold the gate alone."""
         return self._waiting > 0
+
+    @property
+    def wanted_seconds(self) -> float:
+        """For how long those who hold it together have kept somebody from holding it alone."""
+        with self._changed:
+            if self._alone or not self._waiting:
+                return 0.0
+            return monotonic_seconds() - self._waiting_since
 
     @contextmanager
     def together(self) -> Iterator[bool]:
@@ -53,6 +62,8 @@ class Gate:
         waited: a chunk of hours beside it must not hold up all others.
         """
         with self._changed:
+            if not self._waiting:
+                self._waiting_since = monotonic_seconds()
             self._waiting += 1
             entered = self._wait(lambda: not self._alone and not self._together, patience_seconds)
             self._waiting -= 1

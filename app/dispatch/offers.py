@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.db.session import Database
 from app.dispatch.turns import QUANTUM, STEP, JobTurn, TenantTurn, Turn, Waiting, cost_of
-from app.queues.names import QUEUE_OF_TASK
+from app.queues.names import HOLDING_TASKS, QUEUE_OF_TASK
 
 #: Chunks of a job that are read at once: with its offer, and when these were not enough.
 _HEAD_CHUNKS, _MORE_CHUNKS = 4, 64
@@ -69,13 +69,13 @@ _OFFERS = text(
                 OFFSET 0
             ) ranked
             CROSS JOIN LATERAL (
-                SELECT jsonb_agg(jsonb_build_array(c.id, c.lo, c.hi)) AS chunks
+                SELECT jsonb_agg(jsonb_build_array(c.id, c.lo, c.hi, c.task)) AS chunks
                 FROM (
-                    SELECT id, lo, hi
+                    SELECT id, lo, hi, task
                     FROM chunks
                     WHERE job_id = ranked.id AND state = 'pending' AND queue = :queue
                       AND due_at <= now() AND (task = 'plan') = (ranked.state = 'validating')
-                      AND last_rung_at IS NULL
+                      AND last_rung_at IS NULL AND task <> ALL(:left_out)
                     ORDER BY lo
                     LIMIT :head_chunks
                 ) c
@@ -90,7 +90,7 @@ _OFFERS = text(
 )
 _MORE = text(
     """
-    SELECT id, lo, hi
+    SELECT id, lo, hi, task
     FROM chunks
     WHERE job_id = :job_id AND state = 'pending' AND queue = :queue
       AND due_at <= now() AND task <> 'plan' AND last_rung_at IS NULL AND lo > :after
@@ -119,14 +119,20 @@ _DROP = text(
 )
 
 
-def read_offers(session: Session, queue: str, wanted: int) -> list[TenantTurn]:
-    """The tenants that have something to ring in a queue, with their next jobs and chunks."""
+def read_offers(
+    session: Session, queue: str, wanted: int, *, holding: bool = True
+) -> list[TenantTurn]:
+    """The tenants that have something to ring in a queue, with their next jobs and chunks.
+
+    Without ``holding`` nothing of those tasks that hold their slot to the end.
+    """
     words = {
         "queue": queue,
         "plans": queue == QUEUE_OF_TASK["plan"],
         "wanted": wanted,
         "head_chunks": _HEAD_CHUNKS,
         "step": STEP,
+        "left_out": [] if holding else list(HOLDING_TASKS),
     }
     return [
         TenantTurn(
@@ -184,8 +190,8 @@ def _chunks(session: Session, queue: str, job: dict[str, Any]) -> Iterator[Waiti
     full = job["chunk_items"] or _FULL_CHUNK_ITEMS
     found, limit = job["chunks"], _HEAD_CHUNKS
     while found:
-        for chunk_id, lo, hi in found:
-            yield Waiting(chunk_id, cost_of(hi - lo, full))
+        for chunk_id, lo, hi, task in found:
+            yield Waiting(chunk_id, cost_of(hi - lo, full), task in HOLDING_TASKS)
         if len(found) < limit:
             return
         limit = _MORE_CHUNKS

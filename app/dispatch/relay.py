@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from app.db.session import Database
 from app.dispatch.offers import keep_turns, read_offers
 from app.dispatch.turns import take_turns
+from app.queues.names import HOLDING_TASKS
 from app.queues.publish import Bell, ring
 
 _NOW = text("SELECT clock_timestamp()")
@@ -19,7 +20,7 @@ _ROUND = text("SELECT pg_try_advisory_xact_lock(hashtextextended('darkroom.relay
 # A worker whose heartbeat is older than three beats takes no bells.
 _SLOTS = text(
     """
-    SELECT queue, sum(slots) AS slots
+    SELECT queue, sum(slots) AS slots, count(*) AS workers
     FROM workers
     WHERE gone_at IS NULL AND last_seen_at > now() - make_interval(secs => :alive_seconds)
     GROUP BY queue
@@ -32,7 +33,8 @@ _BUSY = text(
            count(*) FILTER (WHERE state = 'pending'
                AND last_rung_at > now() - make_interval(secs => :again_seconds)) AS fresh,
            count(*) FILTER (WHERE state = 'pending'
-               AND last_rung_at <= now() - make_interval(secs => :again_seconds)) AS stale
+               AND last_rung_at <= now() - make_interval(secs => :again_seconds)) AS stale,
+           count(*) FILTER (WHERE task = ANY(:holding_tasks)) AS holding
     FROM chunks
     WHERE state = 'running' OR (state = 'pending' AND last_rung_at IS NOT NULL)
     GROUP BY queue
@@ -72,6 +74,17 @@ class _Load:
     running: int = 0
     fresh: int = 0
     stale: int = 0
+    workers: int = 0
+    #: Of those in work or on their way, chunks that hold their slot to the end.
+    holding: int = 0
+
+    @property
+    def holding_left(self) -> int:
+        """How many more of them may be rung: one slot of each worker is kept for other work.
+
+        A worker with a single slot has none to keep.
+        """
+        return max(self.slots - self.workers, 1) - self.holding
 
 
 def relay_once(
@@ -101,10 +114,12 @@ def relay_once(
 def _loads(session: Session, again_seconds: float, alive_seconds: float) -> dict[str, _Load]:
     loads: dict[str, _Load] = defaultdict(_Load)
     for row in session.execute(_SLOTS, {"alive_seconds": alive_seconds}):
-        loads[row.queue].slots = int(row.slots)
-    for row in session.execute(_BUSY, {"again_seconds": again_seconds}):
+        loads[row.queue].slots, loads[row.queue].workers = int(row.slots), row.workers
+    words = {"again_seconds": again_seconds, "holding_tasks": list(HOLDING_TASKS)}
+    for row in session.execute(_BUSY, words):
         load = loads[row.queue]
         load.running, load.fresh, load.stale = row.running, row.fresh, row.stale
+        load.holding = row.holding
     return {queue: load for queue, load in loads.items() if load.slots}
 
 
@@ -115,8 +130,9 @@ def _choose(
 
     Twice the slots may be in work or on their way: one chunk computing and one bell waiting
     for each. Who is next is said by :mod:`app.dispatch.turns`, and kept in the transaction that
-    stamps the chunks. Old bells are rung again only where a slot is idle; while all are busy an
-    unanswered bell is no sign of a lost one.
+    stamps the chunks. What holds its slot to the end never takes all slots, so that plans and
+    ingests, which take turns, always find one. Old bells are rung again only where a slot is
+    idle; while all are busy an unanswered bell is no sign of a lost one.
     """
     chosen: list[Row[tuple[str, str, str, str]]] = []
     if load.stale and load.running < load.slots:
@@ -124,8 +140,10 @@ def _choose(
         chosen += session.execute(_STAMP_AGAIN, again).all()
     wanted = 2 * load.slots - load.running - load.fresh - load.stale
     if wanted > 0:
-        tenants = read_offers(session, queue, wanted)
-        ids = take_turns(tenants, wanted, session.execute(_NOW).scalar_one())
+        most = load.holding_left
+        tenants = read_offers(session, queue, wanted, holding=most > 0)
+        now = session.execute(_NOW).scalar_one()
+        ids = take_turns(tenants, wanted, now, most_holding=most)
         keep_turns(session, queue, tenants)
         stamped = session.execute(_STAMP, {"ids": ids}).all() if ids else []
         # In the order of the choice, which is the fair one; UPDATE has none.

@@ -10,6 +10,7 @@ Pure: no clock, no database. :mod:`app.dispatch.relay` reads the turns and write
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -41,6 +42,8 @@ class Waiting:
 
     id: str
     cost: int
+    #: Whoever works on it gives its slot back to nobody before its end.
+    holds_slot: bool = False
 
 
 class Turn:
@@ -134,14 +137,22 @@ class TenantTurn(Turn):
         assert job.head is not None
         return job, job.head
 
+    def pass_over(self, job: JobTurn) -> None:
+        """Leave a job out for now; its turn stays as it is."""
+        self._waiting.remove(job)
 
-def take_turns(tenants: list[TenantTurn], wanted: int, now: datetime) -> list[str]:
+
+def take_turns(
+    tenants: list[TenantTurn], wanted: int, now: datetime, *, most_holding: float = math.inf
+) -> list[str]:
     """Choose up to ``wanted`` chunks, in the order to serve them; the turns are moved on.
 
     ``now`` is what those who end a turn wait from; turns within a call follow each other by a
-    microsecond each.
+    microsecond each. Of chunks that hold their slot at most ``most_holding`` are chosen; jobs with
+    more of them are passed over and keep their place.
     """
     chosen: list[str] = []
+    held = 0
     waiting = list(tenants)
     while waiting and len(chosen) < wanted:
         tenant = min(waiting, key=lambda turn: turn.place)
@@ -150,10 +161,14 @@ def take_turns(tenants: list[TenantTurn], wanted: int, now: datetime) -> list[st
             waiting.remove(tenant)
             continue
         job, chunk = head
+        if chunk.holds_slot and held >= most_holding:
+            tenant.pass_over(job)
+            continue
         now += _TICK
         if job.end_if_short(chunk.cost, now) or tenant.end_if_short(chunk.cost, now):
             continue
         chosen.append(chunk.id)
+        held += chunk.holds_slot
         job.charge(chunk.cost)
         tenant.charge(chunk.cost)
         job.step()

@@ -27,8 +27,12 @@ QUEUE_OF_TASK = {
 }
 
 #: Chunks a worker works on at once. Two for inference: one computes while the next is
-#: fetched and decoded. Two for io: a long ingest must not hold up planning.
-SLOTS_OF_QUEUE = {Queue.INFERENCE: 2, Queue.TRAINING: 1, Queue.IO: 2}
+#: fetched and decoded. Three for io: two exports, and one for what gives its slot back.
+SLOTS_OF_QUEUE = {Queue.INFERENCE: 2, Queue.TRAINING: 1, Queue.IO: 3}
+
+#: Tasks that hold their slot to their end beside others that give it back where somebody waits.
+#: Of the slots of their queue one for each worker is kept free of them.
+HOLDING_TASKS = ("export",)
 
 
 def celery_task_name(task: str) -> str:

@@ -417,13 +417,14 @@ def test_round_reads_what_is_in_work_and_not_what_waits(
         session.execute(text("ANALYZE chunks"))
     assert bells.ring() == 8
     with quiet.system() as session:
-        busy = rows_read(session, _BUSY, {"again_seconds": 5})
+        busy = rows_read(session, _BUSY, {"again_seconds": 5, "holding_tasks": []})
         words = {
             "queue": Queue.INFERENCE.value,
             "plans": False,
             "wanted": 8,
             "head_chunks": 4,
             "step": STEP,
+            "left_out": [],
         }
         offers = rows_read(session, _OFFERS, words)
     # Eight are in work, and each of five jobs offers its first four of 4,000 chunks.
