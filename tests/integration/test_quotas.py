@@ -266,6 +266,22 @@ def test_count_far_from_the_limits_serves_for_a_second_and_near_them_for_a_momen
         assert len(counted) == 3
 
 
+def test_jobs_of_another_process_are_seen_after_a_second_at_the_latest(
+    database: Database, tenant_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 1000.0
+    monkeypatch.setattr("app.jobs.admit.monotonic_seconds", lambda: clock)
+    admission = Admission(Quotas(20, 1000, 1000, 1000))
+    with database.tenant(tenant_id) as session:
+        admission.admit_job(session, tenant_id)
+        for _ in range(20):
+            add_job(session, tenant_id)
+        admission.admit_job(session, tenant_id)
+        clock += 1.1
+        with pytest.raises(TooManyError, match="20 open jobs"):
+            admission.admit_job(session, tenant_id)
+
+
 def test_tenants_own_limits_come_before_those_of_the_settings(
     database: Database, tenant_id: str
 ) -> None:
