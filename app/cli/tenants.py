@@ -5,16 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.cli.connect import GuardedGroup, JsonFlag
-from app.cli.console import print_json, print_table
+from app.cli.console import note, print_json, print_table
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
+
+    from app.tenants.quotas import Quotas
+    from app.tenants.tables import Tenant
+
+_COLUMNS = {
+    "max_open_jobs": "open jobs",
+    "max_open_items": "open items",
+    "max_stored_bytes": "stored bytes",
+    "max_submissions_per_minute": "submissions a minute",
+}
+#: Marks a limit that the tenant has from the settings.
+_BY_DEFAULT = "*"
 
 app = typer.Typer(
     cls=GuardedGroup,
@@ -34,9 +47,9 @@ def list_tenants(as_json: JsonFlag = False) -> None:
 
     from app.tenants.tables import Tenant
 
-    with _system() as session:
-        names = session.scalars(select(Tenant.name).order_by(Tenant.id)).all()
-        rows = [_describe(session, name) for name in names]
+    with _system() as (session, defaults):
+        tenants = session.scalars(select(Tenant).order_by(Tenant.id))
+        rows = [_describe(tenant, defaults) for tenant in tenants]
     _show(rows, as_json=as_json)
 
 
@@ -54,6 +67,7 @@ def quota(
     as_json: JsonFlag = False,
 ) -> None:
     """Show a tenant's quotas, or give it limits of its own."""
+    from app.tenants.keys import get_tenant
     from app.tenants.quotas import set_quotas
 
     given = {
@@ -63,17 +77,19 @@ def quota(
         "max_submissions_per_minute": max_submissions_per_minute,
     }
     limits = {word: limit or None for word, limit in given.items() if limit is not None}
-    with _system() as session:
+    with _system() as (session, defaults):
         if limits:
             set_quotas(session, name, **limits)
-        row = _describe(session, name)
+        row = _describe(get_tenant(session, name), defaults)
     _show([row], as_json=as_json)
 
 
 @contextmanager
-def _system() -> Iterator[Session]:
+def _system() -> Iterator[tuple[Session, Quotas]]:
+    """A system session, and the quotas that the settings of this environment say."""
     from app.db.session import Database
     from app.settings import load_settings
+    from app.tenants.quotas import Quotas
 
     settings = load_settings(**find_database())
     # Says which setting is missing, before anything is connected.
@@ -81,7 +97,7 @@ def _system() -> Iterator[Session]:
     db = Database.from_settings(settings)
     try:
         with db.system() as session:
-            yield session
+            yield session, Quotas.from_settings(settings)
     finally:
         db.close()
 
@@ -108,23 +124,28 @@ def find_database() -> dict[str, str]:
     }
 
 
-def _describe(session: Session, name: str) -> dict[str, Any]:
-    from app.settings import load_settings
-    from app.tenants.keys import get_tenant
-    from app.tenants.quotas import Quotas, as_dict, quotas_of
-
-    tenant = get_tenant(session, name)
-    quotas = quotas_of(session, tenant.id, Quotas.from_settings(load_settings(**find_database())))
-    return {"id": tenant.id, "name": tenant.name, **as_dict(quotas)}
+def _describe(tenant: Tenant, defaults: Quotas) -> dict[str, Any]:
+    limits = asdict(defaults)
+    own = {name: getattr(tenant, name) for name in limits if getattr(tenant, name) is not None}
+    return {"id": tenant.id, "name": tenant.name, **limits, **own, "own": list(own)}
 
 
 def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
+
+    def cell(row: dict[str, Any], name: str) -> str:
+        return f"{row[name]:,}{'' if name in row['own'] else _BY_DEFAULT}"
+
     print_table(
-        ("tenant", "id", "open jobs", "open items", "stored bytes", "submissions a minute"),
-        [(row["name"], row["id"], *(f"{row[word]:,}" for word in list(row)[2:])) for row in rows],
+        ("tenant", "id", *_COLUMNS.values()),
+        [(row["name"], row["id"], *(cell(row, name) for name in _COLUMNS)) for row in rows],
         spare=("id",),
         empty="no tenants",
     )
+    if any(len(row["own"]) < len(_COLUMNS) for row in rows):
+        note(
+            f"{_BY_DEFAULT} no limit of its own: the setting as this environment has it; the "
+            "service goes by the environment that it was started in"
+        )

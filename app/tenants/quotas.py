@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -67,8 +67,3 @@ def too_many(
         errors=[{"pointer": quota, "detail": f"{present}; at most {limit}"}],
         retry_after_seconds=retry_after_seconds,
     )
-
-
-def as_dict(quotas: Quotas) -> dict[str, int]:
-    """The limits by name."""
-    return asdict(quotas)

@@ -302,13 +302,21 @@ def test_command_shows_and_sets_quotas(
         name = session.get_one(Tenant, tenant_id).name
 
     def run(*words: str) -> Any:
-        done = CliRunner().invoke(commands, ["tenants", *words, "--json"])
+        done = CliRunner().invoke(commands, ["tenants", *words])
         assert done.exit_code == 0, done.output
-        return json.loads(done.stdout)
+        return done
 
-    assert run("quota", name, "--max-open-jobs", "5")[0]["max_open_jobs"] == 5
-    assert {row["name"]: row["max_open_jobs"] for row in run("list")}[name] == 5
-    assert run("quota", name, "--max-open-jobs", "0")[0]["max_open_jobs"] == settings.max_open_jobs
+    def read(*words: str) -> Any:
+        return json.loads(run(*words, "--json").stdout)
+
+    row = read("quota", name, "--max-open-jobs", "5")[0]
+    assert (row["max_open_jobs"], row["own"]) == (5, ["max_open_jobs"])
+    assert {row["name"]: row["max_open_jobs"] for row in read("list")}[name] == 5
+    shown = run("quota", name)
+    assert shown.stdout.split()[-4:] == ["5", "20,000,000*", "1,099,511,627,776*", "12,000*"]
+    assert "* no limit of its own: the setting as this environment has it" in shown.stderr
+    row = read("quota", name, "--max-open-jobs", "0")[0]
+    assert (row["max_open_jobs"], row["own"]) == (settings.max_open_jobs, [])
 
 
 def test_counting_reads_open_and_new_jobs_alone(
