@@ -12,14 +12,16 @@ from dataclasses import astuple, dataclass
 from app.db.session import Database
 from app.dispatch.cleanup_objects import (
     give_up_uploads,
+    tidy_checkpoints,
     tidy_jobs,
     tidy_multiparts,
     tidy_uploads,
 )
-from app.dispatch.cleanup_rows import clean_rows
+from app.dispatch.cleanup_rows import BATCH, clean_rows
 from app.dispatch.drift import recount_jobs
 from app.errors import DarkroomError
 from app.log import get_logger
+from app.settings import Settings
 from app.storage.s3 import ObjectStore
 
 log = get_logger(__name__)
@@ -38,6 +40,8 @@ class Cleaned:
     torn: int = 0
     rows: int = 0
     uploads: int = 0
+    #: Fine-tunings whose checkpoints were deleted.
+    checkpoints: int = 0
     jobs: int = 0
     multiparts: int = 0
 
@@ -52,13 +56,14 @@ class Cleanup:
         self,
         db: Database,
         store: ObjectStore,
-        bucket: str,
+        settings: Settings,
         stopping: threading.Event,
         on_round: Callable[[Cleaned], None] = lambda _: None,
     ) -> None:
         self._db = db
         self._store = store
-        self._bucket = bucket
+        self._bucket = settings.bucket
+        self._event_days = settings.event_days
         self._stopping = stopping
         self._on_round = on_round
         self._thread = threading.Thread(target=self._run, name="cleanup", daemon=True)
@@ -79,8 +84,9 @@ class Cleanup:
         return Cleaned(
             repaired=repaired,
             torn=torn,
-            rows=self._try(lambda: clean_rows(db)),
+            rows=self._clean_rows(),
             uploads=self._try(lambda: tidy_uploads(db, store, bucket)),
+            checkpoints=self._try(lambda: tidy_checkpoints(db, store, bucket)),
             jobs=self._try(lambda: tidy_jobs(db, store, bucket)),
             multiparts=self._try(lambda: tidy_multiparts(db, store, bucket)),
         )
@@ -104,6 +110,15 @@ class Cleanup:
             if after is None:
                 break
         return repaired, torn
+
+    def _clean_rows(self) -> int:
+        """Batch by batch: many clients make more than one batch in the time of a round."""
+        deleted = 0
+        while True:
+            batch = self._try(lambda: clean_rows(self._db, event_days=self._event_days))
+            deleted += batch
+            if batch < BATCH:
+                return deleted
 
     def _try(self, step: Callable[[], int]) -> int:
         if self._stopping.is_set():

@@ -1,4 +1,4 @@
-"""Deletes objects that no row needs: of uploads that came to nothing, and of fenced attempts.
+"""Deletes objects that no row needs: of failed uploads, fenced attempts and ended trainings.
 
 Each step first commits that nothing needs the objects, then asks whether a backup holds deletions,
 then deletes, and marks its row last. A step that dies between is taken up again; two at once
@@ -12,14 +12,14 @@ from datetime import timedelta
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import and_, delete, func, or_, select, update
+from sqlalchemy import and_, delete, func, or_, select, text, update
 
 from app.clock import utc_now
 from app.db.hold import deletions_held
 from app.db.session import Database
 from app.db.transition import transition
 from app.jobs.states import JobKind
-from app.jobs.tables import Artifact, Chunk, Job
+from app.jobs.tables import UNTIDY, Artifact, Chunk, Job
 from app.log import get_logger
 from app.models.tables import ModelVersion
 from app.storage import keys
@@ -110,19 +110,39 @@ def _tidy_upload(db: Database, store: ObjectStore, bucket: str, upload: Any) -> 
     prefix = keys.upload_prefix(upload.tenant_id, upload.id)
     if not _delete_all(store, bucket, (found.key for found in store.list(bucket, prefix))):
         return 0
+    return _mark_tidied(db, Upload, upload.id)
+
+
+def tidy_checkpoints(db: Database, store: ObjectStore, bucket: str) -> int:
+    """Delete all checkpoints of fine-tunings that have ended, however they ended; how many jobs.
+
+    By prefix, because an attempt that died may have stored what no cursor ever named. The
+    cursor is emptied last: a job whose checkpoints may still lie there is found again.
+
+    Raises:
+        UnavailableError: a part does not answer.
+    """
     with db.system() as session:
-        marked = session.execute(
-            update(Upload)
-            .where(Upload.id == upload.id, Upload.tidied_at.is_(None))
-            .values(tidied_at=func.now())
-            .returning(Upload.id)
-            .execution_options(synchronize_session=False)
-        ).first()
-    return int(marked is not None)
+        ended = session.execute(
+            select(Chunk.id, Chunk.tenant_id, Chunk.job_id).where(text(UNTIDY)).limit(_BATCH)
+        ).all()
+    if not ended or deletions_held(db):
+        return 0
+    for chunk in ended:
+        prefix = keys.checkpoint_prefix(chunk.tenant_id, chunk.job_id)
+        store.delete(bucket, [found.key for found in store.list(bucket, prefix)])
+        with db.system() as session:
+            session.execute(
+                update(Chunk)
+                .where(Chunk.id == chunk.id)
+                .values(cursor=None)
+                .execution_options(synchronize_session=False)
+            )
+    return len(ended)
 
 
 def tidy_jobs(db: Database, store: ObjectStore, bucket: str) -> int:
-    """Delete what lost attempts of ended jobs had stored, and checkpoints; how many jobs.
+    """Delete what lost attempts of ended jobs had stored, checkpoints too; how many jobs.
 
     Raises:
         UnavailableError: a part does not answer.
@@ -162,15 +182,7 @@ def _tidy_job(db: Database, store: ObjectStore, bucket: str, job: Any) -> int:
         store, bucket, (key for key in _made_by(store, bucket, job) if key not in kept)
     ):
         return 0
-    with db.system() as session:
-        marked = session.execute(
-            update(Job)
-            .where(Job.id == job.id, Job.tidied_at.is_(None))
-            .values(tidied_at=func.now())
-            .returning(Job.id)
-            .execution_options(synchronize_session=False)
-        ).first()
-    return int(marked is not None)
+    return _mark_tidied(db, Job, job.id)
 
 
 def _made_by(store: ObjectStore, bucket: str, job: Any) -> Iterator[str]:
@@ -208,6 +220,19 @@ def tidy_multiparts(db: Database, store: ObjectStore, bucket: str) -> int:
     for one in gone:
         store.abort_multipart(bucket, one.key, one.multipart_id)
     return len(gone)
+
+
+def _mark_tidied(db: Database, table: type[Job] | type[Upload], row_id: str) -> int:
+    """Mark the row whose objects are deleted; 1, or 0 where another did it first."""
+    with db.system() as session:
+        marked = session.execute(
+            update(table)
+            .where(table.id == row_id, table.tidied_at.is_(None))
+            .values(tidied_at=func.now())
+            .returning(table.id)
+            .execution_options(synchronize_session=False)
+        ).first()
+    return int(marked is not None)
 
 
 def _delete_all(store: ObjectStore, bucket: str, names: Iterator[str]) -> bool:

@@ -7,9 +7,14 @@ from typing import Any
 
 from sqlalchemy import delete, func, or_, select, tuple_, update
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningDelete
 
 from app.db.session import Database
+from app.jobs.events import Event
+from app.jobs.states import EventState
 from app.jobs.tables import IdempotencyKey, WorkerRow
+from app.webhooks.states import DeliveryState
+from app.webhooks.tables import WebhookDelivery
 
 #: A client that repeats a request does so long before.
 IDEMPOTENCY_KEY_AGE = timedelta(hours=24)
@@ -17,34 +22,39 @@ IDEMPOTENCY_KEY_AGE = timedelta(hours=24)
 WORKER_AGE = timedelta(hours=24)
 #: A worker that said nothing for so long is gone; its leases ended long before.
 WORKER_SILENCE = timedelta(hours=1)
-#: Rows of one kind in one step.
-_BATCH = 1000
+#: Rows of one kind that are deleted in one transaction.
+BATCH = 1000
 
 
-def clean_rows(db: Database) -> int:
-    """Delete old idempotency keys and the rows of workers that have gone; how many.
+def clean_rows(db: Database, *, event_days: float) -> int:
+    """Delete a batch of each kind of row that is too old to keep; how many rows in all.
+
+    Idempotency keys, workers that have gone, and, older than ``event_days``, events that webhooks
+    have had and deliveries that have ended. Fewer than :data:`BATCH` mean that no more are left.
 
     Raises:
         UnavailableError: the database does not answer.
     """
     with db.system() as session:
-        keys = _delete_idempotency_keys(session)
-    with db.system() as session:
         _bury_silent_workers(session)
-        workers = _delete_workers(session)
-    return keys + workers
+    deleted = 0
+    for statement in (_old_keys(), _gone_workers(), *_old_notifications(event_days)):
+        with db.system() as session:
+            gone = session.execute(statement.execution_options(synchronize_session=False)).all()
+            deleted += len(gone)
+    return deleted
 
 
-def _delete_idempotency_keys(session: Session) -> int:
+def _old_keys() -> ReturningDelete[Any]:
     key = tuple_(IdempotencyKey.tenant_id, IdempotencyKey.key)
     old = (
         select(IdempotencyKey.tenant_id, IdempotencyKey.key)
         .where(IdempotencyKey.created_at < func.now() - IDEMPOTENCY_KEY_AGE)
         .order_by(IdempotencyKey.created_at)
-        .limit(_BATCH)
+        .limit(BATCH)
         .with_for_update(skip_locked=True)
     )
-    return _count(session, delete(IdempotencyKey).where(key.in_(old)).returning(IdempotencyKey.key))
+    return delete(IdempotencyKey).where(key.in_(old)).returning(IdempotencyKey.key)
 
 
 def _bury_silent_workers(session: Session) -> None:
@@ -57,7 +67,7 @@ def _bury_silent_workers(session: Session) -> None:
                     WorkerRow.gone_at.is_(None),
                     WorkerRow.last_seen_at < func.now() - WORKER_SILENCE,
                 )
-                .limit(_BATCH)
+                .limit(BATCH)
                 .with_for_update(skip_locked=True)
             )
         )
@@ -66,7 +76,7 @@ def _bury_silent_workers(session: Session) -> None:
     )
 
 
-def _delete_workers(session: Session) -> int:
+def _gone_workers() -> ReturningDelete[Any]:
     gone = (
         select(WorkerRow.id)
         .where(
@@ -77,12 +87,32 @@ def _delete_workers(session: Session) -> int:
                 WorkerRow.last_seen_at <= WorkerRow.gone_at,
             ),
         )
-        .limit(_BATCH)
+        .limit(BATCH)
         .with_for_update(skip_locked=True)
     )
-    return _count(session, delete(WorkerRow).where(WorkerRow.id.in_(gone)).returning(WorkerRow.id))
+    return delete(WorkerRow).where(WorkerRow.id.in_(gone)).returning(WorkerRow.id)
 
 
-def _count(session: Session, statement: Any) -> int:
-    statement = statement.execution_options(synchronize_session=False)
-    return len(session.execute(statement).all())
+def _old_notifications(days: float) -> tuple[ReturningDelete[Any], ReturningDelete[Any]]:
+    before = func.now() - timedelta(days=days)
+    events = (
+        select(Event.job_id, Event.number)
+        .where(Event.state == EventState.FANNED_OUT, Event.created_at < before)
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    deliveries = (
+        select(WebhookDelivery.id)
+        .where(
+            WebhookDelivery.state.in_([DeliveryState.DELIVERED, DeliveryState.FAILED]),
+            WebhookDelivery.created_at < before,
+        )
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    return (
+        delete(Event).where(tuple_(Event.job_id, Event.number).in_(events)).returning(Event.number),
+        delete(WebhookDelivery)
+        .where(WebhookDelivery.id.in_(deliveries))
+        .returning(WebhookDelivery.id),
+    )

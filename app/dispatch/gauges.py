@@ -81,7 +81,7 @@ class DispatcherGauges:
         self._cleaned = {
             "repaired": count("drift_repaired", "Jobs whose counters were off and were set right."),
             "torn": count("drift_torn", "Findings of jobs of which items are missing."),
-            "rows": count("rows_cleaned", "Old keys and rows of dead workers that were deleted."),
+            "rows": count("rows_cleaned", "Old keys, events, deliveries and workers deleted."),
             "uploads": count("uploads_cleaned", "Failed uploads whose objects were deleted."),
             "jobs": count("jobs_cleaned", "Ended jobs whose leftovers were deleted."),
             "multiparts": count("multiparts_cleaned", "Open multiparts that were discarded."),

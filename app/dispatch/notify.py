@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from app.clock import monotonic_seconds
 from app.db.session import Database
-from app.dispatch.clean import CLEAN_BATCH, clean_notifications
 from app.dispatch.fan_out import BATCH, fan_out
 from app.errors import UnavailableError
 from app.log import get_logger
@@ -25,8 +23,6 @@ log = get_logger(__name__)
 
 #: Pause after the database did not answer.
 _PAUSE_SECONDS = 1.0
-#: Between two looks for rows that are too old to keep.
-_CLEAN_SECONDS = 30.0
 #: Slots that one tenant's receivers may hold: a fourth, whatever they do.
 _SHARE = 4
 #: Part of those that one webhook may hold, where there is more than one: half.
@@ -48,17 +44,12 @@ def notifying(settings: Settings, db: Database, stopping: threading.Event) -> It
 def _notify(settings: Settings, db: Database, stopping: threading.Event) -> None:
     with ThreadPoolExecutor(settings.webhook_slots, thread_name_prefix="webhook") as threads:
         senders = _Senders(settings, db, threads)
-        clean_due = 0.0
         while not stopping.is_set():
             seconds = settings.dispatch_seconds
             try:
                 if fan_out(db) == BATCH:
                     seconds = 0
                 senders.send_due(stopping)
-                if monotonic_seconds() >= clean_due:
-                    # Full batches mean that there is more, and that it comes in faster.
-                    is_all = clean_notifications(db, days=settings.event_days) < CLEAN_BATCH
-                    clean_due = monotonic_seconds() + (_CLEAN_SECONDS if is_all else 0)
             except UnavailableError as error:
                 log.warning("part_unavailable", code=error.code, detail=error.detail)
                 seconds = _PAUSE_SECONDS

@@ -1,6 +1,6 @@
 """The dispatcher, run as ``python -m app.dispatch.run``.
 
-One loop relays bells and sweeps, another delivers events to webhooks.
+One loop relays bells and sweeps, another delivers events to webhooks, a third cleans up.
 
 Any number may run. It keeps nothing in memory that matters: killed at any point, the next
 loop of this or another dispatcher goes on.
@@ -26,7 +26,6 @@ from app.dispatch.leases import LeaseEnds
 from app.dispatch.notify import notifying
 from app.dispatch.relay import relay_once
 from app.dispatch.sweep import sweep_once
-from app.dispatch.tidy import tidy_loop
 from app.errors import SettingsError, UnavailableError
 from app.gauges import serve_gauges
 from app.log import configure_logging, get_logger
@@ -49,21 +48,16 @@ def run_loop(
     stopping: threading.Event,
     gauges: DispatcherGauges | None = None,
 ) -> None:
-    """Relay, sweep, notify and tidy until ``stopping`` is set; survives the loss of every part."""
-    store = ObjectStore.from_settings(settings)
-    tidying = threading.Thread(
-        target=tidy_loop, args=(settings, db, store, stopping), name="tidy", daemon=True
-    )
-    tidying.start()
+    """Relay, sweep, notify, clean up until ``stopping`` is set; survives the loss of every part."""
     gauges = gauges or DispatcherGauges(settings, db)
-    cleanup = Cleanup(db, store, settings.bucket, stopping, gauges.add_round)
+    store = ObjectStore.from_settings(settings)
+    cleanup = Cleanup(db, store, settings, stopping, gauges.add_round)
     cleanup.start()
     try:
         with notifying(settings, db, stopping):
             _relay_and_sweep(settings, db, celery, stopping, gauges)
     finally:
         # Bounded: a store that hangs must not keep the process, and nothing is lost.
-        tidying.join(timeout=_JOIN_SECONDS)
         cleanup.join(_JOIN_SECONDS)
 
 

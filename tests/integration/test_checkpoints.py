@@ -15,8 +15,8 @@ from torch import Tensor
 from app.db.hold import HOLD
 from app.db.roles import SYSTEM_ROLE
 from app.db.session import Database
+from app.dispatch.cleanup_objects import tidy_checkpoints
 from app.dispatch.sweep import sweep_once
-from app.dispatch.tidy import tidy_once
 from app.errors import FencedError, StorageError
 from app.jobs.cancel import cancel_job
 from app.jobs.claim import Lease
@@ -430,22 +430,22 @@ def test_checkpoints_of_an_ended_job_are_deleted_and_those_of_an_open_one_are_no
     objects.put(BUCKET, keys.checkpoint(owner, lease.job_id, 0, 3), b"half")
     artifact = keys.artifact(owner, lease.job_id, "results.jsonl")
     objects.put(BUCKET, artifact, b"{}")
-    assert tidy_once(quiet, objects, BUCKET) == 0
+    assert tidy_checkpoints(quiet, objects, BUCKET) == 0
     assert len(stored(objects, lease)) == 3
     with quiet.tenant(owner) as session:
         record_chunk(session, lease, result={})
     assert look_at_job(quiet, owner, lease.job_id).state == JobState.SUCCEEDED
     with pytest.raises(StorageError):
-        tidy_once(quiet, BrokenStore(), BUCKET)  # type: ignore[arg-type]
+        tidy_checkpoints(quiet, BrokenStore(), BUCKET)  # type: ignore[arg-type]
     with quiet.system() as session:
         # As a backup does.
         session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": HOLD})
-        assert tidy_once(quiet, objects, BUCKET) == 0
+        assert tidy_checkpoints(quiet, objects, BUCKET) == 0
     assert len(stored(objects, lease)) == 3
-    assert tidy_once(quiet, objects, BUCKET) == 1
+    assert tidy_checkpoints(quiet, objects, BUCKET) == 1
     assert stored(objects, lease) == []
     assert objects.read(BUCKET, artifact) == b"{}"
-    assert tidy_once(quiet, objects, BUCKET) == 0
+    assert tidy_checkpoints(quiet, objects, BUCKET) == 0
 
 
 def test_checkpoint_that_no_cursor_named_is_deleted_after_a_cancel_too(
@@ -460,5 +460,5 @@ def test_checkpoint_that_no_cursor_named_is_deleted_after_a_cancel_too(
     lose_worker(quiet, chunk)
     sweep_once(quiet, max_kills=5)
     assert look_at_job(quiet, owner, lease.job_id).state == JobState.CANCELLED
-    assert tidy_once(quiet, objects, BUCKET) == 1
+    assert tidy_checkpoints(quiet, objects, BUCKET) == 1
     assert stored(objects, lease) == []

@@ -10,12 +10,13 @@ from sqlalchemy import func, select, text, update
 
 from app.db.hold import HOLD
 from app.db.session import Database
-from app.dispatch import cleanup_objects, cleanup_rows
+from app.dispatch import cleanup, cleanup_objects, cleanup_rows
 from app.dispatch.cleanup import Cleanup
 from app.ids import new_id
 from app.jobs.artifacts import add_artifact
 from app.jobs.states import ChunkTask, JobKind, JobState
 from app.jobs.tables import IdempotencyKey, Job, WorkerRow
+from app.settings import Settings
 from app.storage import keys
 from app.storage.s3 import ObjectStore
 from app.uploads.tables import Shard, Upload, UploadState
@@ -260,7 +261,7 @@ def add_key(db: Database, owner: str, key: str, hours: float) -> None:
 def test_old_idempotency_keys_go(db: Database, owner: str) -> None:
     add_key(db, owner, "old", 25)
     add_key(db, owner, "young", 23)
-    assert cleanup_rows.clean_rows(db) == 1
+    assert cleanup_rows.clean_rows(db, event_days=7) == 1
     with db.system() as session:
         assert session.scalars(select(IdempotencyKey.key)).all() == ["young"]
 
@@ -272,7 +273,7 @@ def test_workers_that_went_a_day_ago_go_and_silent_ones_are_marked_first(db: Dat
     make_old(db, WorkerRow, "last_seen_at", 30, gone)
     make_old(db, WorkerRow, "gone_at", 25, gone)
     make_old(db, WorkerRow, "gone_at", 1, just_gone)
-    assert cleanup_rows.clean_rows(db) == 1
+    assert cleanup_rows.clean_rows(db, event_days=7) == 1
     with db.system() as session:
         rows = {row.id: row.gone_at for row in session.scalars(select(WorkerRow))}
     assert set(rows) == {here, silent, just_gone}
@@ -280,8 +281,22 @@ def test_workers_that_went_a_day_ago_go_and_silent_ones_are_marked_first(db: Dat
     assert rows[silent] is not None
 
 
+def test_a_round_deletes_as_many_batches_of_rows_as_there_are(
+    db: Database,
+    store: ObjectStore,
+    settings: Settings,
+    owner: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (cleanup, cleanup_rows):
+        monkeypatch.setattr(module, "BATCH", 3)
+    for _ in range(8):
+        add_key(db, owner, new_id("key"), 30)
+    assert Cleanup(db, store, settings, threading.Event()).clean_once().rows == 8
+
+
 def test_three_that_tidy_at_the_same_moment_do_it_once_and_without_a_fault(
-    db: Database, store: ObjectStore, owner: str
+    db: Database, store: ObjectStore, settings: Settings, owner: str
 ) -> None:
     failed = [failed_upload(db, store, owner) for _ in range(3)]
     exports = [ended_job(db, owner, JobKind.EXPORT, ChunkTask.EXPORT, 1) for _ in range(3)]
@@ -289,7 +304,7 @@ def test_three_that_tidy_at_the_same_moment_do_it_once_and_without_a_fault(
         store.put(BUCKET, keys.artifact(owner, job_id, "1-results.jsonl"), b"rows")
     for _ in range(20):
         add_key(db, owner, new_id("key"), 30)
-    sweepers = [Cleanup(db, store, BUCKET, threading.Event()) for _ in range(3)]
+    sweepers = [Cleanup(db, store, settings, threading.Event()) for _ in range(3)]
     answers = at_once(*[sweeper.clean_once for sweeper in sweepers])
     rounds = [answer for answer in answers if not isinstance(answer, BaseException)]
     assert len(rounds) == 3, answers

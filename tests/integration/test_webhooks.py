@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from app.db.session import Database
-from app.dispatch.clean import clean_notifications
+from app.dispatch.cleanup_rows import clean_rows
 from app.dispatch.fan_out import fan_out
 from app.dispatch.gauges import DispatcherGauges
 from app.dispatch.notify import notifying
@@ -449,14 +449,14 @@ def test_old_events_and_deliveries_are_cleaned_up_and_what_is_owed_stays(
     with quiet.tenant(owner) as session:
         send_test(session, owner, owed)
     untold = cancelled_job(quiet, owner)
-    assert clean_notifications(quiet, days=1) == 0
+    assert clean_rows(quiet, event_days=1) == 0
     with quiet.system() as session:
         for table in (Event, WebhookDelivery):
             session.execute(
                 update(table).values(created_at=func.now() - func.make_interval(0, 0, 0, 2))
             )
     cleaned: list[int] = []
-    at_once(*[lambda: cleaned.append(clean_notifications(quiet, days=1))] * 3)
+    at_once(*[lambda: cleaned.append(clean_rows(quiet, event_days=1))] * 3)
     assert sum(cleaned) == 3
     with quiet.system() as session:
         left = set(session.scalars(select(Event.job_id)))

@@ -2,7 +2,7 @@
 
 A kill at any moment leaves the cursor at a whole checkpoint. The one before it is kept too,
 for the case that the newest cannot be read back. What was stored and never named, or named
-and not deleted, goes when the job has ended (``app/dispatch/tidy.py``).
+and not deleted, goes when the job has ended (``app/dispatch/cleanup_objects.py``).
 """
 
 from __future__ import annotations
