@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from app.client.errors import DAMAGED, LOCAL_FILE, UNREACHABLE, ApiError
-from app.client.transport import RETRY_STATUS, Transport, back_off, road
+from app.client.errors import DAMAGED, LOCAL_FILE, ApiError
+from app.client.transport import Transport, back_off, road
 from app.client.values import Artifact
 
 _READ_BYTES = 1024 * 1024
@@ -83,7 +83,7 @@ class Artifacts:
                 try:
                     digest = self._continue(artifact, out, digest, on_progress)
                 except ApiError as error:
-                    if error.code != UNREACHABLE and error.status not in RETRY_STATUS:
+                    if not error.may_pass:
                         raise
                     fruitless = 0 if out.tell() > before else fruitless + 1
                     if fruitless >= _TRIES:

@@ -13,6 +13,11 @@ WAIT_TIMEOUT = "wait_timeout"
 LOCAL_FILE = "local_file"
 DAMAGED = "damaged"
 
+#: Answers that say "not now": the same call may succeed in a moment.
+RETRY_STATUS = frozenset({429, 502, 503, 504})
+#: A service that stays away longer is gone, not restarting.
+OUTAGE_SECONDS = 300.0
+
 
 class ApiError(Exception):
     """Why a call did not do what it was asked.
@@ -76,6 +81,11 @@ class ApiError(Exception):
             request_id=problem.get("request_id") or request_id,
             retry_after_seconds=retry_after_seconds,
         )
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the service is away or says "not now"."""
+        return self.code == UNREACHABLE or self.status in RETRY_STATUS
 
     def as_dict(self) -> dict[str, Any]:
         """The error as plain JSON values."""

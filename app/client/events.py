@@ -7,12 +7,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from app.client.errors import UNREACHABLE, ApiError
-from app.client.transport import RETRY_STATUS, Transport, back_off, road
+from app.client.errors import OUTAGE_SECONDS, ApiError
+from app.client.transport import Transport, back_off, road
 from app.client.values import Event
 
-#: A service that stays away longer is gone, not restarting.
-_OUTAGE_SECONDS = 300.0
 _FIRST_RETRY_SECONDS = 1.0
 
 
@@ -46,8 +44,7 @@ def follow_events(
                     if event.is_last:
                         return
         except ApiError as error:
-            away = error.code == UNREACHABLE or error.status in RETRY_STATUS
-            if not met or not away or now() - heard > _OUTAGE_SECONDS:
+            if not met or not error.may_pass or now() - heard > OUTAGE_SECONDS:
                 raise
             transport.pause(back_off(4))
         else:

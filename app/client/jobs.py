@@ -7,19 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from app.client.errors import UNREACHABLE, WAIT_TIMEOUT, ApiError
 from app.client.events import follow_events
-from app.client.transport import RETRY_STATUS, Transport, back_off, road
+from app.client.transport import Transport, road
 from app.client.values import Event, Job, Metric, Result
+from app.client.wait import wait_for_job
 
 Only = Literal["all", "succeeded", "failed"]
-
-_HOLD_SECONDS = 20.0
-#: Room for the answer to a long poll to travel.
-_SLACK_SECONDS = 15.0
-#: A service that stays away longer is gone, not restarting.
-_OUTAGE_SECONDS = 300.0
-_LEAST_PAUSE_SECONDS = 0.1
 
 
 class Jobs:
@@ -170,47 +163,9 @@ class Jobs:
         Raises:
             ApiError: refused; code ``wait_timeout`` where the job goes on beyond ``timeout``.
         """
-        begun = heard = self._now()
-        job: Job | None = None
-        etag = ""
-        while True:
-            left = float("inf") if timeout is None else timeout - (self._now() - begun)
-            if job is not None and left <= 0:
-                raise ApiError(
-                    f"{job.id} is still {job.state} after {timeout:g} s; it goes on",
-                    code=WAIT_TIMEOUT,
-                )
-            # The first answer comes at once, so that there is something to show.
-            hold = int(max(1.0, min(_HOLD_SECONDS, left))) if job else 0
-            asked = self._now()
-            try:
-                answer = self._transport.call(
-                    "GET",
-                    road("jobs", job_id),
-                    query={"wait": hold or None},
-                    headers={"If-None-Match": etag} if etag else None,
-                    timeout_seconds=hold + _SLACK_SECONDS,
-                )
-            except ApiError as error:
-                away = error.code == UNREACHABLE or error.status in RETRY_STATUS
-                if job is None or not away or self._now() - heard > _OUTAGE_SECONDS:
-                    raise
-                self._transport.pause(back_off(4))
-                continue
-            heard = self._now()
-            changed = answer.status != 304 and (not etag or answer.headers.get("ETag") != etag)
-            if changed:
-                job = Job.from_dict(answer.json())
-                etag = answer.headers.get("ETag", "")
-                if on_change is not None:
-                    on_change(job)
-                if job.is_over:
-                    return job
-            # "Nothing new" before its time means that all places for waiting are taken.
-            if not changed and heard - asked < hold / 2:
-                self._transport.pause(answer.retry_after_seconds or 1.0)
-            else:
-                self._transport.pause(_LEAST_PAUSE_SECONDS)
+        return wait_for_job(
+            self._transport, job_id, timeout=timeout, on_change=on_change, now=self._now
+        )
 
     def events(
         self, job_id: str, *, after: int = 0, follow: bool = True, page_size: int = 1000

@@ -15,10 +15,8 @@ from urllib.parse import quote
 import httpx2
 
 from app.client.address import Address
-from app.client.errors import NO_KEY, UNREACHABLE, ApiError
+from app.client.errors import NO_KEY, RETRY_STATUS, UNREACHABLE, ApiError
 
-#: Answers that say "not now": the same call may succeed in a moment.
-RETRY_STATUS = frozenset({429, 502, 503, 504})
 STORAGE_USED_UP = "too_many_bytes"
 #: The service still works on the first call under this Idempotency-Key.
 IN_FLIGHT = "idempotency_key_in_flight"
