@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from flask import Response
 from sqlalchemy.orm import Session
@@ -11,7 +12,7 @@ from app.api.idempotency import once
 from app.api.jobs import ACCEPTED, accepted
 from app.api.parts import parts, principal
 from app.api.replies import Reply
-from app.api.resource import Resource
+from app.api.resource import Resource, View
 from app.api.schemas.job_answers import JobAnswer
 from app.api.schemas.jobs import JobPath
 from app.api.schemas.limits import limits_of
@@ -23,13 +24,19 @@ from app.tenants.scopes import Scope
 resource = Resource("control", "Control", "Stop, hold, resume and retry jobs.")
 
 
-@resource.route_as(
-    "post",
-    "/jobs/<job_id>/cancel",
-    answers={202: JobAnswer},
-    scope=Scope.JOBS_WRITE,
-    headers={202: ACCEPTED},
-)
+def _verb(word: str, **more: Any) -> Callable[[View], View]:
+    """Register a view that answers ``POST /v1/jobs/{job_id}/word`` with the job."""
+    return resource.route_as(
+        "post",
+        f"/jobs/<job_id>/{word}",
+        answers={202: JobAnswer},
+        scope=Scope.JOBS_WRITE,
+        headers={202: ACCEPTED},
+        **more,
+    )
+
+
+@_verb("cancel")
 def cancel_job(path: JobPath) -> Response:
     """Ask a job to stop.
 
@@ -39,13 +46,7 @@ def cancel_job(path: JobPath) -> Response:
     return _control(cancel.cancel_job, path)
 
 
-@resource.route_as(
-    "post",
-    "/jobs/<job_id>/pause",
-    answers={202: JobAnswer},
-    scope=Scope.JOBS_WRITE,
-    headers={202: ACCEPTED},
-)
+@_verb("pause")
 def pause_job(path: JobPath) -> Response:
     """Hold a job.
 
@@ -55,13 +56,7 @@ def pause_job(path: JobPath) -> Response:
     return _control(pause.pause_job, path)
 
 
-@resource.route_as(
-    "post",
-    "/jobs/<job_id>/resume",
-    answers={202: JobAnswer},
-    scope=Scope.JOBS_WRITE,
-    headers={202: ACCEPTED},
-)
+@_verb("resume")
 def resume_job(path: JobPath) -> Response:
     """Let a paused job go on.
 
@@ -70,15 +65,7 @@ def resume_job(path: JobPath) -> Response:
     return _control(pause.resume_job, path)
 
 
-@resource.route_as(
-    "post",
-    "/jobs/<job_id>/retry",
-    answers={202: JobAnswer},
-    scope=Scope.JOBS_WRITE,
-    problems=[429],
-    headers={202: ACCEPTED},
-    body_optional=True,
-)
+@_verb("retry", problems=[429], body_optional=True)
 def retry_job(path: JobPath, body: RetryJob) -> Response:
     """Retry what a job did not finish well.
 
