@@ -14,9 +14,9 @@ from app.db.session import Database
 from app.dispatch.leases import free_ended_leases
 from app.ids import CHUNK, JOB, WORKER, new_id
 from app.jobs.claim import Lease, claim_chunk, suspect_kills
+from app.jobs.item_rows import ItemRow
 from app.jobs.items import JobItem, pack_items
 from app.jobs.progress import counts, get_job
-from app.jobs.record import ItemRow
 from app.jobs.states import ChunkState, ChunkTask, ItemState, JobKind, JobState
 from app.jobs.tables import Chunk, Item, Job, WorkerRow
 from app.queues.names import QUEUE_OF_TASK, Queue

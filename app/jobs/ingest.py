@@ -8,7 +8,8 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from app.jobs.claim import Lease
-from app.jobs.record import ItemRow, record_chunk, record_part
+from app.jobs.item_rows import ItemRow
+from app.jobs.record import record_chunk, record_part
 from app.jobs.states import ItemState
 from app.uploads.pack import FailedMember, PackedShard, ShardEntry
 from app.uploads.tables import Shard, Upload

@@ -20,8 +20,9 @@ from app.db.transition import transition
 from app.errors import FencedError, ItemError
 from app.ids import CHUNK, new_id
 from app.jobs.claim import NARROW_AT, Lease, claim_chunk, holds
+from app.jobs.item_rows import ItemRow
 from app.jobs.items import slice_items, unpack_items
-from app.jobs.record import ItemRow, record_chunk
+from app.jobs.record import record_chunk
 from app.jobs.states import CHUNK_SOURCES, ChunkState, ChunkTask, ItemState
 from app.jobs.tables import Chunk
 from app.points import reach

@@ -6,21 +6,19 @@ another attempt owns it, nothing at all is written.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.db.session import RECORDS
 from app.db.transition import transition
 from app.errors import FencedError, InvalidInputError
 from app.jobs.claim import Lease, holds
-from app.jobs.events import EVENT_COLUMNS, INSERT_EVENT, PROGRESS, add_event, event_values
+from app.jobs.events import EVENT_COLUMNS, PROGRESS, add_event, event_values
 from app.jobs.finalize import (
     close_job,
     close_stopped_if_let_go,
@@ -28,41 +26,12 @@ from app.jobs.finalize import (
     lock_open_chunks,
     stopped_as,
 )
+from app.jobs.item_rows import INSERT_ITEMS, ItemRow, rows_as_json
 from app.jobs.limits import exceeds_budget
 from app.jobs.move import move_job
 from app.jobs.source import describe_input
 from app.jobs.states import CHUNK_SOURCES, ChunkState, ItemState, JobState, StopReason
 from app.jobs.tables import Chunk, Job
-
-
-@dataclass(frozen=True, slots=True)
-class ItemRow:
-    """How one item ended, as it is stored."""
-
-    ordinal: int
-    custom_id: str
-    source: str
-    state: ItemState
-    #: Ranked [class, score] pairs of a recognised item.
-    prediction: list[list[Any]] | None = None
-    #: Code and detail of a failed item.
-    error: dict[str, Any] | None = None
-    label: str | None = None
-    metadata: dict[str, Any] | None = None
-
-
-_INSERT_ITEMS = text(
-    f"""
-    WITH event AS ({INSERT_EVENT})
-    INSERT INTO items (job_id, ordinal, tenant_id, seq, attempt, custom_id, source, state,
-                       prediction, error, label, metadata)
-    SELECT :job_id, ordinal, :tenant_id, :seq, :attempt, custom_id, source, state,
-           prediction, error, label, metadata
-    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS row(
-        ordinal bigint, custom_id text, source text, state text,
-        prediction jsonb, error jsonb, label text, metadata jsonb)
-    """  # noqa: S608  joined from our own constants
-)
 
 
 def record_chunk(
@@ -242,12 +211,12 @@ def _count(
         add_event(session, lease.tenant_id, lease.job_id, PROGRESS, job)
     else:
         session.execute(
-            _INSERT_ITEMS,
+            INSERT_ITEMS,
             {
                 **event_values(lease.tenant_id, lease.job_id, PROGRESS, job),
                 "seq": job.seq,
                 "attempt": lease.attempt,
-                "rows": _rows_as_json(rows),
+                "rows": rows_as_json(rows),
             },
         )
     state = job.state
@@ -262,27 +231,6 @@ def _count(
         if move_job(session, lease.tenant_id, lease.job_id, JobState.CANCELLING, stop_reason=stop):
             state = JobState.CANCELLING
     return _Counted(state, job.total, job.sealed_at, job.done)
-
-
-def _rows_as_json(rows: Sequence[ItemRow]) -> str:
-    return json.dumps(
-        [
-            {
-                "ordinal": row.ordinal,
-                "custom_id": row.custom_id,
-                "source": row.source,
-                "state": row.state.value,
-                "prediction": row.prediction,
-                "error": row.error,
-                "label": row.label,
-                "metadata": row.metadata,
-            }
-            for row in rows
-        ],
-        allow_nan=False,
-        ensure_ascii=False,
-        separators=(",", ":"),
-    )
 
 
 def record_failure(session: Session, lease: Lease, error: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ from app.db.session import Database
 from app.dispatch.leases import free_ended_leases
 from app.ids import new_id
 from app.jobs.claim import Lease
-from app.jobs.record import ItemRow, record_chunk
+from app.jobs.item_rows import ItemRow
+from app.jobs.record import record_chunk
 from app.jobs.states import ItemState, JobState
 from app.jobs.tables import Chunk, Job
 from app.settings import Settings

@@ -14,7 +14,8 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from app.jobs.claim import Lease
-from app.jobs.record import ItemRow, record_chunk
+from app.jobs.item_rows import ItemRow
+from app.jobs.record import record_chunk
 from app.points import arm
 from tests.faults.fakes import fake_forward
 from tests.faults.plan import Plan

@@ -19,7 +19,8 @@ from app.exports.run import ExportedFile, write_export
 from app.ids import JOB, new_id
 from app.jobs import retried
 from app.jobs.cancel import cancel_job
-from app.jobs.record import ItemRow, record_chunk, record_prefix, record_stopped
+from app.jobs.item_rows import ItemRow
+from app.jobs.record import record_chunk, record_prefix, record_stopped
 from app.jobs.retry import submit_retry
 from app.jobs.states import ItemState, JobState
 from app.jobs.submit import submit_export

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from app.jobs.claim import Lease
-from app.jobs.record import ItemRow
+from app.jobs.item_rows import ItemRow
 from app.jobs.states import (
     TERMINAL_JOB_STATES,
     ChunkState,

@@ -8,8 +8,9 @@ from sqlalchemy.orm import Session
 
 from app.errors import StorageAwayError, StorageError
 from app.jobs.claim import Lease, faults_so_far, release_chunk
+from app.jobs.item_rows import ItemRow
 from app.jobs.items import JobItem, unpack_items
-from app.jobs.record import ItemRow, record_chunk, record_prefix, record_stopped
+from app.jobs.record import record_chunk, record_prefix, record_stopped
 from app.jobs.states import ItemState
 from app.log import get_logger
 from worker.heartbeat import HeldLease
