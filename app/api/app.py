@@ -47,6 +47,7 @@ from app.log import configure_logging, get_logger
 from app.settings import Settings, load_settings
 from app.storage.s3 import ObjectStore
 from app.tenants.keys import check_pepper
+from app.tenants.known_keys import KnownKeys
 from app.tenants.quotas import Quotas
 
 _RESOURCES = (
@@ -109,6 +110,7 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
         slots=WaitSlots(min(settings.wait_slots, settings.api_threads - 1)),
         upload_slots=threading.BoundedSemaphore(settings.upload_slots),
         admission=Admission(Quotas.from_settings(settings)),
+        keys=KnownKeys(settings.key_pepper.get_secret_value()),
     )
     app.extensions["darkroom"] = here
     if serving:

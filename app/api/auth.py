@@ -6,7 +6,6 @@ from flask import g, request
 
 from app.api.parts import parts
 from app.errors import UnauthorizedError
-from app.tenants.keys import authenticate
 from app.tenants.scopes import Scope, require
 
 
@@ -24,7 +23,7 @@ def check_key(scope: Scope | None) -> None:
             code="key_missing",
         )
     here = parts()
-    found = authenticate(here.db, key.strip(), here.settings.key_pepper.get_secret_value())
+    found = here.keys.authenticate(here.db, key.strip())
     if scope is not None:
         require(found, scope)
     g.principal = found

@@ -152,12 +152,13 @@ def get_job(path: JobPath, query: WaitQuery) -> Response:
     known = request.if_none_match
 
     def look() -> _Look:
-        # A transaction of its own each time: nobody holds a connection while waiting.
+        # Nobody holds a connection while waiting.
+        if known:
+            mark = get_mark(here.db, tenant_id, path.job_id)
+            etag = _etag(path.job_id, mark.version)
+            if known.contains_weak(etag):
+                return _Look(mark, etag)
         with here.db.tenant(tenant_id) as session:
-            if known:
-                mark = get_mark(session, tenant_id, path.job_id)
-                if known.contains_weak(_etag(path.job_id, mark.version)):
-                    return _Look(mark, _etag(path.job_id, mark.version))
             job, version = get_job_and_version(session, tenant_id, path.job_id)
             return _Look(job, _etag(job.id, version), show_job(session, job))
 

@@ -13,6 +13,7 @@ from app.db.session import Database
 from app.jobs.admit import Admission
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
+from app.tenants.known_keys import KnownKeys
 from app.tenants.scopes import Principal
 
 
@@ -28,6 +29,8 @@ class Parts:
     upload_slots: BoundedSemaphore
     #: Keeps tenants within their quotas.
     admission: Admission
+    #: Who asks.
+    keys: KnownKeys
 
 
 def parts() -> Parts:

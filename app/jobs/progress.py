@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, literal_column, select, text
+from sqlalchemy import ColumnElement, literal_column, select
 from sqlalchemy.orm import Session
 
+from app.db.session import Database
 from app.errors import NotFoundError
 from app.jobs.states import TERMINAL_JOB_STATES, JobKind, JobState
 from app.jobs.tables import Job
@@ -42,23 +43,26 @@ class JobMark:
 
 # The transaction that wrote the row: PostgreSQL gives every version of a row its own.
 _XMIN: ColumnElement[str] = literal_column("jobs.xmin::text")
-_MARK = text(
-    """
+_MARK = """
     SELECT xmin::text, state, total, succeeded, failed, skipped, cancelled, expired,
            running_at, sealed_at, ended_at, updated_at
     FROM jobs
-    WHERE id = :job_id AND tenant_id = :tenant_id
+    WHERE id = %(job_id)s AND tenant_id = bound.tenant_id
+"""
+
+
+def get_mark(db: Database, tenant_id: str, job_id: str) -> JobMark:
+    """What a poll that may bring no news needs, in one round trip.
+
+    Raises:
+        NotFoundError: as :func:`get_job`.
+        UnavailableError: the database does not answer.
     """
-)
-
-
-def get_mark(session: Session, tenant_id: str, job_id: str) -> JobMark:
-    """What a poll that may bring no news needs. Raises NotFoundError as :func:`get_job`."""
-    row = session.execute(_MARK, {"job_id": job_id, "tenant_id": tenant_id}).one_or_none()
-    if row is None:
+    rows = db.ask_as(tenant_id, _MARK, {"job_id": job_id})
+    if not rows:
         raise NotFoundError(f"no job {job_id}", code="job_not_found")
-    xmin, *columns = row
-    return JobMark(_version(xmin, row.updated_at), *columns)
+    xmin, *columns = rows[0]
+    return JobMark(_version(xmin, rows[0].updated_at), *columns)
 
 
 def get_job_and_version(session: Session, tenant_id: str, job_id: str) -> tuple[Job, str]:

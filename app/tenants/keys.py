@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import math
 import re
 import secrets
 import zlib
@@ -43,7 +44,7 @@ FIRST_TENANT = "default"
 
 _FIND = """
     SELECT id, tenant_id, secret_hash, scopes,
-           coalesce(expires_at <= now(), false) AS expired,
+           extract(epoch FROM expires_at - now())::float8 AS seconds_left,
            revoked_at IS NOT NULL AS revoked,
            coalesce(last_used_at < now() - interval '1 minute', true) AS use_is_news
     FROM find_api_key(%(id)s)
@@ -125,8 +126,10 @@ def create_key(
     return NewKey(key_id, f"{body}_{_checksum(body)}", row)
 
 
-def authenticate(db: Database, key_text: str, pepper: str) -> Principal:
-    """The principal that a key's text proves; opens transactions of its own.
+def look_up_key(db: Database, key_text: str, pepper: str) -> tuple[Principal, float]:
+    """The principal that a key's text proves, and the seconds until the key expires.
+
+    Opens transactions of its own.
 
     Raises:
         UnauthorizedError: ``key_malformed``, ``key_unknown``, ``key_expired`` or
@@ -147,13 +150,14 @@ def authenticate(db: Database, key_text: str, pepper: str) -> Principal:
         raise UnauthorizedError("this key is not known here", code="key_unknown")
     if row.revoked:
         raise UnauthorizedError("this key was revoked", code="key_revoked")
-    if row.expired:
+    seconds_left = math.inf if row.seconds_left is None else row.seconds_left
+    if seconds_left <= 0:
         raise UnauthorizedError("this key has expired", code="key_expired")
     if row.use_is_news:
         _note_use(db, row.tenant_id, row.id)
     # A scope that this version does not know (a newer one wrote it) grants nothing here.
     scopes = frozenset(Scope(word) for word in row.scopes if word in set(Scope))
-    return Principal(tenant_id=row.tenant_id, key_id=row.id, scopes=scopes)
+    return Principal(tenant_id=row.tenant_id, key_id=row.id, scopes=scopes), seconds_left
 
 
 def list_keys(

@@ -24,14 +24,14 @@ from app.stack.postgres import LocalPostgres
 from app.tenants.keys import (
     FIRST_TENANT,
     NewKey,
-    authenticate,
     create_key,
     create_tenant,
     ensure_first_key,
     list_keys,
     revoke_key,
 )
-from app.tenants.scopes import Scope
+from app.tenants.known_keys import KnownKeys
+from app.tenants.scopes import Principal, Scope
 from app.tenants.tables import ApiKey, Tenant
 from tests.factories import PEPPER
 
@@ -62,6 +62,11 @@ def new_key(database: Database, tenant_id: str, **options: Any) -> NewKey:
     chosen = {"name": "ci", "scopes": [Scope.JOBS_READ, "exports"], "pepper": PEPPER, **options}
     with database.tenant(tenant_id) as session:
         return create_key(session, tenant_id, **chosen)
+
+
+def authenticate(database: Database, key_text: str, pepper: str) -> Principal:
+    """As a process does that has not seen the key before."""
+    return KnownKeys(pepper).authenticate(database, key_text)
 
 
 def refusal(database: Database, key_text: str, pepper: str = PEPPER) -> str:

@@ -131,6 +131,18 @@ def test_row_for_another_tenant_cannot_be_written(
         session.execute(planted, {"id": new_id(MODEL), "theirs": theirs.tenant_id})
 
 
+def test_question_without_transaction_shows_only_own_rows(
+    database: Database, mine: Owned, theirs: Owned
+) -> None:
+    question = "SELECT id FROM jobs WHERE bound.tenant_id IS NOT NULL"
+    for owner in (mine, theirs):
+        rows = database.ask_as(owner.tenant_id, question, {})
+        assert [row.id for row in rows] == [owner.job_id]
+    # And nothing of the tenant stays behind on the connection.
+    assert database.ask("SELECT id FROM jobs", {}) == []
+    assert database.ask_as("", question, {}) == []
+
+
 UseCase = Callable[[Session, str, Owned], Any]
 REFUSED: dict[str, UseCase] = {
     "get_version": lambda s, me, their: get_version(s, me, their.model_version_id),
