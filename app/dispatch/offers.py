@@ -55,8 +55,14 @@ _OFFERS = text(
             FROM (
                 SELECT j.id, j.priority, j.chunk_items, j.state, t.deficit, arrived.since
                 FROM jobs j
-                LEFT JOIN turns t
-                    ON t.queue = :queue AND t.tenant_id = j.tenant_id AND t.job_id = j.id
+                LEFT JOIN LATERAL (
+                    -- By its whole key: without statistics the planner takes a tenant for one
+                    -- row, and would go through all of its turns for each of its jobs.
+                    SELECT since, deficit
+                    FROM turns
+                    WHERE queue = :queue AND tenant_id = j.tenant_id AND job_id = j.id
+                    LIMIT 1
+                ) t ON true
                 CROSS JOIN LATERAL (
                     -- A job that has had no turn yet goes before those that have.
                     SELECT coalesce(t.since, coalesce(j.queued_at, j.created_at) - :step) AS since
