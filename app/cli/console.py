@@ -158,6 +158,14 @@ def say(message: str, *, style: str = "") -> None:
     stdout().print(harmless(message, lines=True), style=style or None, markup=False, soft_wrap=True)
 
 
+def answer(body: Any, line: str, *, as_json: bool) -> None:
+    """The answer of a command: a line, or the JSON document ``body`` for machines."""
+    if as_json:
+        print_json(body)
+    else:
+        say(line)
+
+
 def note(message: str, *, style: str = "dim") -> None:
     """A line for people on stderr."""
     stderr().print(harmless(message, lines=True), style=style, markup=False, soft_wrap=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from app.cli.connect import JsonFlag, connect
-from app.cli.console import print_json, say
+from app.cli.console import answer
 from app.cli.follow import finish_submit
 from app.cli.inputs import read_pairs
 from app.cli.limits import DeadlineText, MaxFailedTexts, read_deadline, read_max_failed
@@ -23,9 +23,6 @@ from app.cli.options import (
     Watch,
 )
 
-if TYPE_CHECKING:
-    from app.client.values import Job
-
 
 class RetryOf(StrEnum):
     """Which images of a job to try again."""
@@ -38,26 +35,22 @@ class RetryOf(StrEnum):
 def cancel(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -> None:
     """Cancel a job; what had finished stays."""
     with connect(context) as darkroom:
-        _say_state(darkroom.jobs.cancel(job_id), as_json=as_json)
+        job = darkroom.jobs.cancel(job_id)
+    answer(job.raw, f"{job.id} {job.state}", as_json=as_json)
 
 
 def pause(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -> None:
     """Hold a job: nothing more of it is begun until `darkroom resume`."""
     with connect(context) as darkroom:
-        _say_state(darkroom.jobs.pause(job_id), as_json=as_json)
+        job = darkroom.jobs.pause(job_id)
+    answer(job.raw, f"{job.id} {job.state}", as_json=as_json)
 
 
 def resume(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -> None:
     """Let a paused job go on where it stood."""
     with connect(context) as darkroom:
-        _say_state(darkroom.jobs.resume(job_id), as_json=as_json)
-
-
-def _say_state(job: Job, *, as_json: bool) -> None:
-    if as_json:
-        print_json(job.raw)
-        return
-    say(f"{job.id} {job.state}")
+        job = darkroom.jobs.resume(job_id)
+    answer(job.raw, f"{job.id} {job.state}", as_json=as_json)
 
 
 def retry(

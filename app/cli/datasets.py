@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.connect import GuardedGroup, JsonFlag, connect
-from app.cli.console import print_fields, print_json, print_table, say
+from app.cli.console import answer, print_fields, print_json, print_table
 from app.cli.inputs import read_fractions
 from app.cli.words import ago_text, count_text, pairs_text
 
@@ -44,10 +44,8 @@ def freeze(
         version = darkroom.datasets.freeze(
             name, upload, fractions=fractions, seed=seed, skip_unlabelled=skip_unlabelled
         )
-    if as_json:
-        print_json(version.raw)
-        return
-    say(f"{name}@{version.number}  {_splits_text(version)}, {_classes_text(version)}")
+    line = f"{name}@{version.number}  {_splits_text(version)}, {_classes_text(version)}"
+    answer(version.raw, line, as_json=as_json)
 
 
 @app.command("list")

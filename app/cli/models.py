@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.connect import GuardedGroup, JsonFlag, connect
-from app.cli.console import note, print_fields, print_json, print_table, say, state_text
+from app.cli.console import answer, note, print_fields, print_json, print_table, say, state_text
 from app.cli.follow import finish, follow
 from app.cli.inputs import read_classes, send_file
 from app.cli.options import Timeout
@@ -166,10 +166,7 @@ def set_alias(
     """Point MODEL@ALIAS at a version."""
     with connect(context) as darkroom:
         version = darkroom.models.set_alias(name, alias.removeprefix("@"), number)
-    if as_json:
-        print_json(version.raw)
-        return
-    say(f"{name}@{alias.removeprefix('@')} is now {name}@{number}")
+    answer(version.raw, f"{name}@{alias.removeprefix('@')} is now {name}@{number}", as_json=as_json)
 
 
 def _accuracy(version: ModelVersion) -> str:

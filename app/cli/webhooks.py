@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from app.cli.connect import GuardedGroup, JsonFlag, connect
-from app.cli.console import print_json, print_table, say, state_text
+from app.cli.console import answer, print_json, print_table, state_text
 from app.cli.words import ago_text
 
 app = typer.Typer(cls=GuardedGroup, help="Addresses that are told of events.", no_args_is_help=True)
@@ -32,10 +32,7 @@ def add(
     """Register an address; the operator must allow its host (DARKROOM_WEBHOOK_HOSTS)."""
     with connect(context) as darkroom:
         webhook = darkroom.webhooks.create(url, event)
-    if as_json:
-        print_json(webhook.raw)
-        return
-    say(f"{webhook.id}  {webhook.url}")
+    answer(webhook.raw, f"{webhook.id}  {webhook.url}", as_json=as_json)
 
 
 @app.command("list")
@@ -69,10 +66,7 @@ def remove(context: typer.Context, webhook_id: WebhookId, as_json: JsonFlag = Fa
     """Forget a webhook and the log of its deliveries."""
     with connect(context) as darkroom:
         darkroom.webhooks.delete(webhook_id)
-    if as_json:
-        print_json({"id": webhook_id, "removed": True})
-        return
-    say(f"{webhook_id} removed")
+    answer({"id": webhook_id, "removed": True}, f"{webhook_id} removed", as_json=as_json)
 
 
 @app.command()
@@ -80,10 +74,7 @@ def enable(context: typer.Context, webhook_id: WebhookId, as_json: JsonFlag = Fa
     """Tell a disabled webhook of events again, from now on."""
     with connect(context) as darkroom:
         webhook = darkroom.webhooks.enable(webhook_id)
-    if as_json:
-        print_json(webhook.raw)
-        return
-    say(f"{webhook.id} {webhook.state}")
+    answer(webhook.raw, f"{webhook.id} {webhook.state}", as_json=as_json)
 
 
 @app.command("test")
@@ -91,10 +82,7 @@ def send_test(context: typer.Context, webhook_id: WebhookId, as_json: JsonFlag =
     """Send a webhook.test that tells of no job; see `deliveries` for what became of it."""
     with connect(context) as darkroom:
         delivery = darkroom.webhooks.test(webhook_id)
-    if as_json:
-        print_json(delivery.raw)
-        return
-    say(f"{delivery.id} {delivery.state}")
+    answer(delivery.raw, f"{delivery.id} {delivery.state}", as_json=as_json)
 
 
 @app.command()
@@ -146,7 +134,4 @@ def replay(
     """Send a delivery again that was delivered or given up."""
     with connect(context) as darkroom:
         delivery = darkroom.webhooks.replay(webhook_id, delivery_id)
-    if as_json:
-        print_json(delivery.raw)
-        return
-    say(f"{delivery.id} {delivery.state}")
+    answer(delivery.raw, f"{delivery.id} {delivery.state}", as_json=as_json)
