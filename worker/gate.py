@@ -29,11 +29,6 @@ class Gate:
         self._waiting_since = 0.0
 
     @property
-    def is_wanted(self) -> bool:
-        """Whether somebody waits to hold the gate alone."""
-        return self._waiting > 0
-
-    @property
     def wanted_seconds(self) -> float:
         """For how long those who hold it together have kept somebody from holding it alone."""
         with self._changed:

@@ -35,7 +35,6 @@ class ObjectInfo:
     key: str
     size: int
     etag: str
-    last_modified: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +117,14 @@ class ObjectStore:
             return stream.read()
 
     def head(self, bucket: str, key: str) -> ObjectInfo:
-        """Size, etag and age of an object."""
+        """Size and etag of an object."""
         try:
             with faults(bucket, key):
                 answer = self._client.head_object(Bucket=bucket, Key=key)
         except ObjectMissingError:
             self._require_bucket(bucket)
             raise
-        return ObjectInfo(
-            key, int(answer["ContentLength"]), answer["ETag"].strip('"'), answer["LastModified"]
-        )
+        return ObjectInfo(key, int(answer["ContentLength"]), answer["ETag"].strip('"'))
 
     def list(
         self, bucket: str, prefix: str = "", start_after: str | None = None
@@ -143,12 +140,7 @@ class ObjectStore:
             if page is None:
                 return
             for found in page.get("Contents", ()):
-                yield ObjectInfo(
-                    found["Key"],
-                    int(found["Size"]),
-                    found["ETag"].strip('"'),
-                    found["LastModified"],
-                )
+                yield ObjectInfo(found["Key"], int(found["Size"]), found["ETag"].strip('"'))
 
     # Writing
 

@@ -539,7 +539,7 @@ def test_suspect_waits_for_the_neighbour_and_nothing_enters_beside_it(
         slots.submit(ring, process, owner, first, neighbour)
         assert neighbour_works.wait(PATIENCE)
         waiting = slots.submit(ring, process, owner, suspect, suspected)
-        wait_until(lambda: process.gate.is_wanted, "the suspect waits")
+        wait_until(lambda: process.gate.wanted_seconds > 0, "the suspect waits")
         # A death now blames the neighbour alone: the suspect is not claimed.
         assert look_at_chunk(quiet, suspect).state == ChunkState.PENDING
         slots.submit(ring, process, owner, third, late)

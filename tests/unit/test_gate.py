@@ -71,7 +71,7 @@ def test_who_wants_it_alone_goes_before_those_that_come_later(
 
     with gate.together():
         first = threads.submit(alone)
-        wait_until(lambda: gate.is_wanted, "somebody waits")
+        wait_until(lambda: gate.wanted_seconds > 0, "somebody waits")
         second = threads.submit(together)
     first.result(PATIENCE)
     second.result(PATIENCE)
@@ -90,7 +90,6 @@ def test_patience_ends_and_leaves_the_gate_as_it_was(
         assert passage is not None
         # One that gives up beside it must not open the gate for others.
         assert threads.submit(_try_alone, gate).result(PATIENCE) is False
-        assert not gate.is_wanted
         late = threads.submit(_enter, gate)
         assert not late.done()
     assert late.result(PATIENCE)
@@ -122,7 +121,7 @@ def test_process_that_stops_lets_nobody_in_any_more(
 ) -> None:
     with gate.together():
         waiting = threads.submit(_try_long, gate)
-        wait_until(lambda: gate.is_wanted, "somebody waits")
+        wait_until(lambda: gate.wanted_seconds > 0, "somebody waits")
         stopping.set()
         assert waiting.result(PATIENCE) is False
     with gate.together() as entered:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
@@ -26,7 +25,7 @@ class Listing:
     ) -> Iterator[ObjectInfo]:
         for key in self._keys:
             if key.startswith(prefix) and (start_after is None or key > start_after):
-                yield ObjectInfo(key, 1, "etag", datetime.now(UTC))
+                yield ObjectInfo(key, 1, "etag")
 
 
 def lease_over(source: dict[str, Any], cursor: dict[str, Any] | None = None) -> Lease:

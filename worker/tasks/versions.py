@@ -6,6 +6,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,15 +91,11 @@ def fetch_file(
     digest = hashlib.sha256()
     handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
     try:
-        with os.fdopen(handle, "wb") as file:
-            stream = store.open(bucket, key)
-            try:
-                while data := stream.read(_COPY_BYTES):
-                    digest.update(data)
-                    file.write(data)
-                    on_part()
-            finally:
-                stream.close()
+        with os.fdopen(handle, "wb") as file, closing(store.open(bucket, key)) as stream:
+            while data := stream.read(_COPY_BYTES):
+                digest.update(data)
+                file.write(data)
+                on_part()
         if digest.hexdigest() != sha256:
             raise StorageError(f"{key} arrived with the digest {digest.hexdigest()}, not {sha256}")
         # Renamed whole: another process never sees a part of the file.
@@ -189,13 +186,10 @@ def fetch_object(
         StorageError: it could not be read; trying again may help.
     """
     stream = process.store.open(process.settings.bucket, key)
-    try:
-        with path.open("wb") as file:
-            while data := stream.read(_COPY_BYTES):
-                file.write(data)
-                on_part()
-    finally:
-        stream.close()
+    with closing(stream), path.open("wb") as file:
+        while data := stream.read(_COPY_BYTES):
+            file.write(data)
+            on_part()
 
 
 def _look_up(process: WorkerProcess, tenant_id: str, version_id: str) -> tuple[ModelSpec, str, str]:
