@@ -7,19 +7,15 @@ under ``CI=true`` that is a failure.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
-from app.db.migrate import upgrade
-from app.db.roles import API_ROLE, SYSTEM_ROLE, ensure_roles
 from app.db.session import Database
 from app.ids import new_id
-from app.settings import Settings, load_settings
+from app.settings import Settings
 from app.stack.part import Part
 from app.stack.postgres import LocalPostgres
 from app.stack.processes import PartMissingError
@@ -27,6 +23,7 @@ from app.stack.s3 import LocalS3
 from app.stack.valkey import LocalValkey
 from app.storage.s3 import ObjectStore
 from app.tenants.keys import create_tenant
+from tests.local_parts import build_database, parts_settings, scratch_folder
 
 P = TypeVar("P", bound=Part)
 
@@ -47,10 +44,8 @@ def _serve(part: P) -> Iterator[P]:
 @pytest.fixture(scope="session")
 def stack_dir() -> Iterator[Path]:
     """The session's data folder, open to pass through: PostgreSQL may run as another user."""
-    folder = Path(tempfile.mkdtemp(prefix="darkroom-test-"))
-    folder.chmod(0o711)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    with scratch_folder("darkroom-test-") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -76,23 +71,11 @@ def settings(
     postgres: LocalPostgres, valkey: LocalValkey, s3: LocalS3, stack_dir: Path
 ) -> Settings:
     """Settings that point at the session's parts, whose database the migrations have built."""
-    secrets = postgres.secrets
-    system_url = postgres.url(SYSTEM_ROLE, secrets.system_password)
-    ensure_roles(
-        postgres.admin_url,
-        "darkroom",
-        api_password=secrets.api_password,
-        system_password=secrets.system_password,
-    )
-    upgrade(system_url)
-    return load_settings(
-        DATABASE_URL=postgres.url(API_ROLE, secrets.api_password),
-        SYSTEM_DATABASE_URL=system_url,
-        REDIS_URL=valkey.url,
-        S3_ENDPOINT_URL=s3.endpoint_url,
-        AWS_ACCESS_KEY_ID=s3.access_key_id,
-        AWS_SECRET_ACCESS_KEY=s3.secret_access_key,
-        key_pepper=secrets.key_pepper,
+    return parts_settings(
+        build_database(postgres),
+        postgres,
+        valkey,
+        s3,
         cache_dir=stack_dir / "cache",
         lease_seconds=2,
         heartbeat_seconds=0.5,

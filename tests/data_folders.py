@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -12,13 +10,14 @@ from pathlib import Path
 
 from app.db.roles import API_ROLE, SYSTEM_ROLE
 from app.db.session import Database
-from app.settings import Settings, load_settings
+from app.settings import Settings
 from app.stack.locks import FolderLock
 from app.stack.postgres import LocalPostgres
 from app.stack.prepare import CLIENT_FILE, prepare_client, prepare_database
 from app.stack.s3 import LocalS3
 from app.stack.valkey import LocalValkey
 from app.storage.s3 import ObjectStore
+from tests.local_parts import Urls, parts_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +32,6 @@ class Served:
 
 
 @contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """A folder that goes with the test; PostgreSQL's account may pass through it."""
-    folder = Path(tempfile.mkdtemp(prefix="darkroom-folder-"))
-    folder.chmod(0o711)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
 def served(data_dir: Path) -> Iterator[Served]:
     """Hold the folder and run its three parts, as `darkroom up` does, until the block ends."""
     with ExitStack() as cleanup:
@@ -54,25 +42,24 @@ def served(data_dir: Path) -> Iterator[Served]:
         for part in (postgres, valkey, s3):
             cleanup.enter_context(part)
         secrets = postgres.secrets
-        url = postgres.url(API_ROLE, secrets.api_password)
-        system_url = postgres.url(SYSTEM_ROLE, secrets.system_password)
-        prepare_database(url=url, system_url=system_url, admin_url=postgres.admin_url)
+        urls = Urls(
+            postgres.url(API_ROLE, secrets.api_password),
+            postgres.url(SYSTEM_ROLE, secrets.system_password),
+        )
+        prepare_database(url=urls.api, system_url=urls.system, admin_url=postgres.admin_url)
         prepare_client(
             data_dir,
             address="http://127.0.0.1:1",
-            url=url,
-            system_url=system_url,
+            url=urls.api,
+            system_url=urls.system,
             pepper=secrets.key_pepper,
             own_database=True,
         )
-        settings = load_settings(
-            DATABASE_URL=url,
-            SYSTEM_DATABASE_URL=system_url,
-            REDIS_URL=valkey.url,
-            S3_ENDPOINT_URL=s3.endpoint_url,
-            AWS_ACCESS_KEY_ID=s3.access_key_id,
-            AWS_SECRET_ACCESS_KEY=s3.secret_access_key,
-            key_pepper=secrets.key_pepper,
+        settings = parts_settings(
+            urls,
+            postgres,
+            valkey,
+            s3,
             cache_dir=data_dir / "cache",
             sweep_seconds=0.2,
             ring_again_seconds=1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
@@ -17,6 +17,7 @@ from app.jobs.claim import Lease, claim_chunk, suspect_kills
 from app.jobs.item_rows import ItemRow
 from app.jobs.items import JobItem, pack_items
 from app.jobs.progress import counts, get_job
+from app.jobs.record import record_chunk
 from app.jobs.states import ChunkState, ChunkTask, ItemState, JobKind, JobState
 from app.jobs.tables import Chunk, Item, Job, WorkerRow
 from app.queues.names import QUEUE_OF_TASK, Queue
@@ -216,6 +217,40 @@ def assert_closed(db: Database, tenant_id: str, job_id: str, state: JobState) ->
     }
     assert not still_open
     return job
+
+
+def make_job(db: Database, tenant_id: str, *sizes: int, **columns: Any) -> tuple[str, list[str]]:
+    """A queued predict job with chunks of so many items each, and their ids."""
+    with db.tenant(tenant_id) as session:
+        job_id = add_planned_job(session, tenant_id, *sizes)
+        if columns:
+            session.execute(update(Job).where(Job.id == job_id).values(**columns))
+    return job_id, chunk_ids(db, job_id)
+
+
+def finish(db: Database, tenant_id: str, chunk_id: str, *failed: int) -> None:
+    """A worker claims the chunk and records all of it; the ordinals in ``failed`` are errors."""
+    lease = claim(db, tenant_id, chunk_id)
+    with db.tenant(tenant_id) as session:
+        record_chunk(session, lease, rows_of(lease, failed=failed))
+
+
+def make_due(db: Database, chunk_id: str) -> None:
+    """Let the time until the chunk's next try pass."""
+    with db.system() as session:
+        session.execute(update(Chunk).where(Chunk.id == chunk_id).values(due_at=func.now()))
+
+
+def failed_items(db: Database, job_id: str) -> list[Item]:
+    """The job's failed items in their order."""
+    with db.system() as session:
+        return list(
+            session.scalars(
+                select(Item)
+                .where(Item.job_id == job_id, Item.state == ItemState.FAILED)
+                .order_by(Item.ordinal)
+            )
+        )
 
 
 def at_once(*steps: Callable[[], T]) -> list[T | BaseException]:

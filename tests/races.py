@@ -15,7 +15,7 @@ from app.jobs.claim import Lease, claim_chunk
 from app.jobs.record import record_chunk
 from app.jobs.states import ChunkTask, JobState
 from app.jobs.tables import Job
-from tests.jobs import add_planned_job, chunk_ids, rows_of
+from tests.jobs import rows_of
 from tests.service import wait_until
 
 T = TypeVar("T")
@@ -64,13 +64,6 @@ def racing(db: Database) -> Iterator[Race]:
     """Starts the other side of a race; what it left undone ends with the block."""
     with ThreadPoolExecutor(2) as threads:
         yield lambda act: Second(db, threads.submit(act))
-
-
-def make_job(db: Database, tenant_id: str, *sizes: int) -> tuple[str, list[str]]:
-    """A queued job with chunks of so many items each, and their ids."""
-    with db.tenant(tenant_id) as session:
-        job_id = add_planned_job(session, tenant_id, *sizes)
-    return job_id, chunk_ids(db, job_id)
 
 
 def record(db: Database, lease: Lease) -> str:

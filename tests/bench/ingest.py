@@ -5,9 +5,7 @@ python -m tests.bench.ingest ARCHIVE
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from app.db.session import Database
@@ -16,6 +14,7 @@ from app.log import configure_logging
 from app.settings import Settings
 from tests.bench.service import local_parts
 from tests.factories import make_tenant
+from tests.local_parts import scratch_folder
 from tests.service import running_service
 
 _MIB_KB = 1024
@@ -39,14 +38,8 @@ def ingest(settings: Settings, folder: Path, content: bytes) -> tuple[Job, int]:
 
 def main(path: Path) -> None:
     configure_logging("WARNING", json=False)
-    folder = Path(tempfile.mkdtemp(prefix="darkroom-bench-"))
-    # PostgreSQL may run as another user, who must pass through.
-    folder.chmod(0o711)
-    try:
-        with local_parts(folder) as parts:
-            job, worker_mb = ingest(parts.settings, folder, path.read_bytes())
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with scratch_folder() as folder, local_parts(folder) as parts:
+        job, worker_mb = ingest(parts.settings, folder, path.read_bytes())
     assert job.ended_at is not None
     seconds = (job.ended_at - job.created_at).total_seconds()
     done = job.succeeded + job.failed

@@ -11,14 +11,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from app.db.session import Database
@@ -30,6 +27,7 @@ from tests.factories import make_tenant
 from tests.faults.images import FEW_CLASSES, make_image
 from tests.faults.library import BUCKET, MODEL, register_model
 from tests.faults.plan import Plan
+from tests.local_parts import scratch_folder
 
 SECONDS = int(os.environ.get("SECONDS") or 60)
 RATE = int(os.environ.get("RATE") or 100)
@@ -238,21 +236,17 @@ def measure(service: BenchService) -> Crowd:
 def main() -> None:
     """Run the bench; ends 1 where a request failed."""
     configure_logging("ERROR")
-    folder = Path(tempfile.mkdtemp(prefix="darkroom-load-"))
-    folder.chmod(0o711)
-    try:
-        with (
-            local_parts(folder, log_level="INFO") as parts,
-            running_processes(parts, folder, inference_workers=WORKERS, plan=Plan()) as service,
-        ):
-            say(
-                f"{RATE} submissions a second of {ITEMS} items for {SECONDS} s, then {POLLERS} "
-                f"pollers for {POLL_SECONDS} s; {WORKERS} inference workers, "
-                f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-            )
-            crowd = measure(service)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with (
+        scratch_folder() as folder,
+        local_parts(folder, log_level="INFO") as parts,
+        running_processes(parts, folder, inference_workers=WORKERS, plan=Plan()) as service,
+    ):
+        say(
+            f"{RATE} submissions a second of {ITEMS} items for {SECONDS} s, then {POLLERS} "
+            f"pollers for {POLL_SECONDS} s; {WORKERS} inference workers, "
+            f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+        )
+        crowd = measure(service)
     submits, polls = crowd.submits, crowd.polls
     say(
         f"load submits={len(submits.milliseconds)} submit_p95_ms={submits.p(95):.1f} "

@@ -7,25 +7,21 @@ in which work becomes result, on a PostgreSQL of its own.
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
-from pathlib import Path
 
-from app.db.migrate import upgrade
-from app.db.roles import API_ROLE, SYSTEM_ROLE, ensure_roles
 from app.db.session import Database
 from app.jobs.record import record_chunk
 from app.stack.postgres import LocalPostgres
 from tests.factories import make_tenant
-from tests.jobs import add_planned_job, chunk_ids, claim, rows_of
+from tests.jobs import claim, make_job, rows_of
+from tests.local_parts import build_database, scratch_folder
 
 
 def measure(db: Database, chunks: int, items: int) -> float:
     """Records a second of a job with so many chunks of so many items each."""
     tenant_id = make_tenant(db)
-    with db.tenant(tenant_id) as session:
-        job_id = add_planned_job(session, tenant_id, *[items] * chunks)
-    leases = [claim(db, tenant_id, chunk) for chunk in chunk_ids(db, job_id)]
+    _, ids = make_job(db, tenant_id, *[items] * chunks)
+    leases = [claim(db, tenant_id, chunk) for chunk in ids]
     work = [(lease, rows_of(lease)) for lease in leases]
     began = time.perf_counter()
     for lease, rows in work:
@@ -41,23 +37,11 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as folder:
-        # PostgreSQL may run under another account, which must be able to pass through.
-        Path(folder).chmod(0o711)
-        with LocalPostgres(Path(folder), fast=True) as postgres:
-            secrets = postgres.secrets
-            ensure_roles(
-                postgres.admin_url,
-                "darkroom",
-                api_password=secrets.api_password,
-                system_password=secrets.system_password,
-            )
-            system_url = postgres.url(SYSTEM_ROLE, secrets.system_password)
-            upgrade(system_url)
-            db = Database(postgres.url(API_ROLE, secrets.api_password), system_url)
-            measure(db, 20, asked.items)
-            rates = sorted(measure(db, asked.chunks, asked.items) for _ in range(asked.rounds))
-            db.close()
+    with scratch_folder() as folder, LocalPostgres(folder, fast=True) as postgres:
+        db = Database(*build_database(postgres))
+        measure(db, 20, asked.items)
+        rates = sorted(measure(db, asked.chunks, asked.items) for _ in range(asked.rounds))
+        db.close()
     print(  # noqa: T201  a bench prints
         f"record chunks={asked.chunks} items={asked.items} rounds={asked.rounds} "
         f"median_per_s={rates[len(rates) // 2]:.0f} best_per_s={rates[-1]:.0f}"

@@ -9,10 +9,8 @@ from __future__ import annotations
 import http.client
 import multiprocessing
 import os
-import shutil
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -34,6 +32,7 @@ from tests.factories import make_tenant
 from tests.faults.images import FEW_CLASSES, make_image
 from tests.faults.library import BUCKET, MODEL, register_model
 from tests.faults.plan import Plan
+from tests.local_parts import scratch_folder
 from tests.service import wait_until
 
 SHARD_ITEMS = 8192
@@ -291,14 +290,11 @@ def main() -> None:
     items = int(os.environ.get("ITEMS") or 1_000_000)
     decodes = os.environ.get("DECODE") or "real"
     configure_logging("WARNING", json=False)
-    folder = Path(tempfile.mkdtemp(prefix="darkroom-bench-"))
-    # PostgreSQL may run as another user, who must pass through.
-    folder.chmod(0o711)
-    try:
-        with local_parts(folder, image_batch_size=256, torch_threads=1) as parts:
-            figures = measure(parts, folder, items, plan=Plan(fake_decode=decodes == "faked"))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with (
+        scratch_folder() as folder,
+        local_parts(folder, image_batch_size=256, torch_threads=1) as parts,
+    ):
+        figures = measure(parts, folder, items, plan=Plan(fake_decode=decodes == "faked"))
     report(figures, items, f"decoding {decodes}, forward faked")
     say(figures.line())
 

@@ -13,11 +13,9 @@ from pathlib import Path
 import httpx2
 from sqlalchemy import func, select
 
-from app.db.migrate import upgrade
-from app.db.roles import API_ROLE, SYSTEM_ROLE, ensure_roles
 from app.db.session import Database
 from app.jobs.tables import WorkerRow
-from app.settings import Settings, load_settings
+from app.settings import Settings
 from app.stack.children import child_specs
 from app.stack.postgres import LocalPostgres
 from app.stack.processes import free_port
@@ -25,6 +23,7 @@ from app.stack.s3 import LocalS3
 from app.stack.valkey import LocalValkey
 from app.storage.s3 import ObjectStore
 from tests.faults.plan import Plan
+from tests.local_parts import build_database, parts_settings
 from tests.service import environment, wait_until
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -46,25 +45,7 @@ def local_parts(folder: Path, **overrides: object) -> Iterator[Parts]:
         for part in (postgres, valkey, s3):
             part.start()
             cleanup.callback(part.stop)
-        secrets = postgres.secrets
-        ensure_roles(
-            postgres.admin_url,
-            "darkroom",
-            api_password=secrets.api_password,
-            system_password=secrets.system_password,
-        )
-        system_url = postgres.url(SYSTEM_ROLE, secrets.system_password)
-        upgrade(system_url)
-        settings = load_settings(
-            DATABASE_URL=postgres.url(API_ROLE, secrets.api_password),
-            SYSTEM_DATABASE_URL=system_url,
-            REDIS_URL=valkey.url,
-            S3_ENDPOINT_URL=s3.endpoint_url,
-            AWS_ACCESS_KEY_ID=s3.access_key_id,
-            AWS_SECRET_ACCESS_KEY=s3.secret_access_key,
-            key_pepper=secrets.key_pepper,
-            **overrides,
-        )
+        settings = parts_settings(build_database(postgres), postgres, valkey, s3, **overrides)
         ObjectStore.from_settings(settings).ensure_bucket(settings.bucket)
         yield Parts(settings, {part.name: part.pid or 0 for part in (postgres, valkey, s3)})
 

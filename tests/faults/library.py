@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from app.db.session import Database
+from app.jobs.submit import submit_predict
 from app.models.promote import move_alias
 from app.models.register import announce_version, complete_version
 from app.models.spec import ModelSpec, PreprocessSpec
@@ -113,3 +114,16 @@ def put_manifest(
     address = f"{prefix}/manifest.jsonl"
     store.put(BUCKET, address, "\n".join(lines).encode())
     return f"s3://{BUCKET}/{address}"
+
+
+def submit_pictures(db: Database, tenant_id: str, manifest: str, own_bucket: str) -> str:
+    """The id of a new job that recognises the images of a manifest with ``colours``."""
+    with db.tenant(tenant_id) as session:
+        return submit_predict(
+            session,
+            tenant_id,
+            source={"manifest": manifest},
+            model=MODEL,
+            options={"top_k": 4, "threshold": 0.0, "activation": "softmax"},
+            own_bucket=own_bucket,
+        ).id

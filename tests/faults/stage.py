@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,8 +11,7 @@ from typing import Any
 
 import redis
 
-from app.db.migrate import upgrade
-from app.db.roles import API_ROLE, SYSTEM_ROLE, ensure_roles
+from app.db.roles import API_ROLE, SYSTEM_ROLE
 from app.db.session import Database
 from app.ids import new_id
 from app.settings import Settings, load_settings
@@ -31,6 +28,7 @@ from tests.faults.library import BUCKET, register_model
 from tests.faults.nursery import Nursery
 from tests.faults.plan import Ledger
 from tests.faults.s3_proxy import S3Proxy
+from tests.local_parts import build_database, scratch_folder
 
 LEASE_SECONDS = 2.0
 CHUNK_ITEMS = 128
@@ -111,9 +109,7 @@ def _settings(
 def open_stage(seed: int) -> Iterator[Stage]:
     """Start durable PostgreSQL, Valkey, S3 behind its proxy, the API and the crew; end them all."""
     with ExitStack() as cleanup:
-        folder = Path(tempfile.mkdtemp(prefix="darkroom-faults-"))
-        folder.chmod(0o711)
-        cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder = cleanup.enter_context(scratch_folder("darkroom-faults-"))
         logs = folder / "processes"
         logs.mkdir()
         nursery = Nursery(logs / "nursery.log")
@@ -126,13 +122,7 @@ def open_stage(seed: int) -> Iterator[Stage]:
         proxy = S3Proxy(s3.endpoint_url)
         cleanup.callback(proxy.close)
         settings = _settings(folder, postgres, valkey, s3, proxy.url)
-        ensure_roles(
-            postgres.admin_url,
-            "darkroom",
-            api_password=postgres.secrets.api_password,
-            system_password=postgres.secrets.system_password,
-        )
-        upgrade(settings.system_url)
+        build_database(postgres)
         install_audit(settings.system_url)
         db = Database.from_settings(settings)
         cleanup.callback(db.close)

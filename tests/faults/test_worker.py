@@ -11,12 +11,11 @@ from sqlalchemy import select
 
 from app.db.session import Database
 from app.jobs.states import JobState
-from app.jobs.submit import submit_predict
 from app.jobs.tables import Item
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
 from tests.faults.images import expected_classes
-from tests.faults.library import MODEL, draw_pictures, put_manifest, register_model
+from tests.faults.library import draw_pictures, put_manifest, register_model, submit_pictures
 from tests.faults.plan import Plan, PlannedFault
 from tests.service import environment, running_service
 
@@ -37,20 +36,12 @@ def test_worker_of_the_fault_runs_answers_by_the_rule_that_the_oracle_knows(
     with running_service(settings, database, tmp_path, "tests.faults.worker") as service:
         service.start_worker("io", chunk_items=64)
         service.start_worker("inference", decode_processes=1, variables=plan.as_environment())
-        with database.tenant(tenant_id) as session:
-            job = submit_predict(
-                session,
-                tenant_id,
-                source={"manifest": manifest},
-                model=MODEL,
-                options={"top_k": 4, "threshold": 0.0, "activation": "softmax"},
-                own_bucket=settings.bucket,
-            )
-        ended = service.wait_for_end(tenant_id, job.id)
+        job_id = submit_pictures(database, tenant_id, manifest, settings.bucket)
+        ended = service.wait_for_end(tenant_id, job_id)
     assert ended.state == JobState.SUCCEEDED, ended.error
     with database.tenant(tenant_id) as session:
         items = session.scalars(
-            select(Item).where(Item.job_id == job.id).order_by(Item.ordinal)
+            select(Item).where(Item.job_id == job_id).order_by(Item.ordinal)
         ).all()
     assert [item.custom_id for item in items] == [picture.custom_id for picture in pictures]
     for item, picture in zip(items, pictures, strict=True):

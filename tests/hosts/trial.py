@@ -15,14 +15,11 @@ from typing import Any
 from sqlalchemy import func, select
 
 from app.clock import monotonic_seconds
-from app.db.migrate import upgrade
-from app.db.roles import API_ROLE, SYSTEM_ROLE, ensure_roles
 from app.db.session import Database
 from app.jobs.states import ChunkState, JobState
 from app.jobs.submit import submit_predict
 from app.jobs.tables import Chunk, Item, Job, WorkerRow
 from app.log import configure_logging
-from app.settings import load_settings
 from app.stack.postgres import LocalPostgres
 from app.stack.processes import free_port
 from app.stack.s3 import LocalS3
@@ -33,6 +30,7 @@ from tests.faults.library import MODEL, draw_pictures, put_manifest, register_mo
 from tests.faults.oracle import answer_of
 from tests.hosts.forward import forwarded, to_port, to_socket
 from tests.hosts.network import HERE, Host, switched_hosts
+from tests.local_parts import build_database, parts_settings, scratch_folder
 from tests.service import Service, WorkerHandle, running_service, wait_until
 
 ITEMS, CHUNK_ITEMS = 300, 20
@@ -105,37 +103,23 @@ class Trial:
 def opened(hosts: list[Host]) -> Iterator[Trial]:
     """PostgreSQL, Valkey, S3 and a dispatcher here; other hosts reach them at this address."""
     with ExitStack() as cleanup:
-        folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="darkroom-hosts-")))
-        folder.chmod(0o711)
+        folder = cleanup.enter_context(scratch_folder())
         postgres = cleanup.enter_context(LocalPostgres(folder, fast=True))
         valkey = cleanup.enter_context(LocalValkey(folder))
         s3 = cleanup.enter_context(LocalS3(folder))
-        secrets, redis_port = postgres.secrets, free_port()
-        urls = [
-            postgres.url(API_ROLE, secrets.api_password),
-            postgres.url(SYSTEM_ROLE, secrets.system_password),
-        ]
-        ensure_roles(
-            postgres.admin_url,
-            "darkroom",
-            api_password=secrets.api_password,
-            system_password=secrets.system_password,
-        )
-        upgrade(urls[1])
+        redis_port = free_port()
+        urls = build_database(postgres)
         targets = {
             postgres.port: to_port(postgres.port),
             s3.port: to_port(s3.port),
             redis_port: to_socket(valkey.socket_path),
         }
         cleanup.enter_context(forwarded(HERE, targets))
-        settings = load_settings(
-            DATABASE_URL=urls[0],
-            SYSTEM_DATABASE_URL=urls[1],
-            REDIS_URL=valkey.url,
-            S3_ENDPOINT_URL=s3.endpoint_url,
-            AWS_ACCESS_KEY_ID=s3.access_key_id,
-            AWS_SECRET_ACCESS_KEY=s3.secret_access_key,
-            key_pepper=secrets.key_pepper,
+        settings = parts_settings(
+            urls,
+            postgres,
+            valkey,
+            s3,
             cache_dir=folder / "cache",
             lease_seconds=LEASE_SECONDS,
             heartbeat_seconds=0.5,

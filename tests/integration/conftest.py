@@ -1,37 +1,36 @@
-"""What tests of delivery share: a second database, and settings and keys for plans."""
+"""What these tests share: a second database, an application, folders, settings for plans."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
-from app.db.migrate import upgrade
-from app.db.roles import API_ROLE, SYSTEM_ROLE, ensure_roles
 from app.db.session import Database
+from app.queues.names import Queue
 from app.settings import Settings
 from app.stack.postgres import LocalPostgres
+from app.stack.valkey import LocalValkey
 from app.storage.s3 import ObjectStore
+from tests.api_client import Api, make_app, make_key
+from tests.doors import worker_inside
 from tests.factories import make_tenant
+from tests.local_parts import build_database, scratch_folder
 from tests.plans import BUCKET
 from tests.races import Race, racing
+from tests.receiver import Receiver
+from tests.relay import Bells
+from tests.webhooks import LOCAL
+from worker.process import WorkerProcess
 
 
 @pytest.fixture(scope="session")
 def second_database(postgres: LocalPostgres) -> Iterator[Database]:
     """A database that only tests of this folder's own kind write to, one at a time."""
-    secrets = postgres.secrets
-    ensure_roles(
-        postgres.admin_url,
-        "quiet",
-        api_password=secrets.api_password,
-        system_password=secrets.system_password,
-    )
-    system_url = postgres.url(SYSTEM_ROLE, secrets.system_password, database="quiet")
-    upgrade(system_url)
-    url = postgres.url(API_ROLE, secrets.api_password, database="quiet")
-    database = Database(url, system_url, pool_size=10)
+    database = Database(*build_database(postgres, "quiet"), pool_size=10)
     yield database
     database.close()
 
@@ -44,6 +43,25 @@ def quiet(second_database: Database) -> Database:
             text("TRUNCATE jobs, items, workers, turns, webhooks, idempotency_keys CASCADE")
         )
     return second_database
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A data folder of this test alone."""
+    with scratch_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def app(settings: Settings, objects: ObjectStore) -> Any:
+    """The application; a module that wants other settings makes its own."""
+    return make_app(settings, objects)
+
+
+@pytest.fixture
+def api(app: Any, database: Database, settings: Settings, tenant_id: str) -> Api:
+    """The tenant's view of the module's application."""
+    return Api(app, make_key(database, settings, tenant_id))
 
 
 @pytest.fixture
@@ -70,3 +88,37 @@ def race(quiet: Database) -> Iterator[Race]:
     """Starts the other side of a race."""
     with racing(quiet) as start:
         yield start
+
+
+@pytest.fixture
+def process(settings: Settings, quiet: Database) -> Iterator[WorkerProcess]:
+    """A worker's inside that looks at its leases all the time."""
+    fast = settings.model_copy(update={"heartbeat_seconds": 0.05, "max_kills": 3})
+    process = worker_inside(fast, Queue.IO, quiet)
+    process.heartbeat.start()
+    yield process
+    process.stopping.set()
+    process.db = quiet
+    process.heartbeat.close()
+
+
+@pytest.fixture
+def bells(quiet: Database, settings: Settings, valkey: LocalValkey) -> Iterator[Bells]:
+    """A relay over the second database and an empty Valkey."""
+    bells = Bells(quiet, settings, valkey.client_url)
+    bells.redis.flushdb()
+    yield bells
+    bells.close()
+
+
+@pytest.fixture
+def local(settings: Settings) -> Settings:
+    """Settings that let webhooks go to this machine."""
+    return settings.model_copy(update={"webhook_hosts": ",".join(LOCAL)})
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A receiver of webhooks that answers 200."""
+    with Receiver() as receiver:
+        yield receiver

@@ -4,23 +4,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.jobs.record import record_chunk
 from app.tenants.scopes import Scope
-from tests.api_client import Api, import_body, make_app, make_key
+from tests.api_client import Api, import_body, make_key
 from tests.factories import add_version
-from tests.jobs import chunk_ids, claim, look_at_job, rows_of
+from tests.jobs import chunk_ids, finish, look_at_job
 from tests.plans import run_plan
 from tests.retries import predict_chunks
-
-
-@pytest.fixture(scope="module")
-def app(settings, objects):
-    return make_app(settings, objects)
-
-
-@pytest.fixture
-def api(app, database, settings, tenant_id):
-    return Api(app, make_key(database, settings, tenant_id))
 
 
 @pytest.fixture
@@ -44,9 +33,7 @@ def ended(database, objects, small, tenant_id, job):
     """The same, ended: c0 succeeded, c1 failed."""
     run_plan(database, objects, small, tenant_id, job["id"])
     (chunk,) = predict_chunks(database, job["id"])
-    lease = claim(database, tenant_id, chunk)
-    with database.tenant(tenant_id) as session:
-        record_chunk(session, lease, rows_of(lease, failed=[1]))
+    finish(database, tenant_id, chunk, 1)
     return job
 
 

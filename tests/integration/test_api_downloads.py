@@ -8,17 +8,7 @@ import pytest
 from app.jobs.artifacts import add_artifact
 from app.storage.keys import artifact as artifact_key
 from app.storage.streams import ObjectStream
-from tests.api_client import Api, import_body, make_app, make_key
-
-
-@pytest.fixture(scope="module")
-def app(settings, objects):
-    return make_app(settings, objects)
-
-
-@pytest.fixture
-def api(app, database, settings, tenant_id):
-    return Api(app, make_key(database, settings, tenant_id))
+from tests.api_client import import_body
 
 
 @pytest.fixture

@@ -18,33 +18,11 @@ from app.db.session import Database
 from app.dispatch.stops import end_stopped_jobs
 from app.jobs.cancel import cancel_job
 from app.jobs.events import EVENT_TYPES, Event
-from app.jobs.record import record_chunk
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
 from tests.api_client import Api, make_app, make_key
 from tests.factories import make_tenant
-from tests.jobs import add_planned_job, chunk_ids, claim, rows_of
-
-
-@pytest.fixture
-def app(settings: Settings, objects: ObjectStore) -> Any:
-    return make_app(settings, objects)
-
-
-@pytest.fixture
-def api(app: Any, database: Database, settings: Settings, tenant_id: str) -> Api:
-    return Api(app, make_key(database, settings, tenant_id))
-
-
-def make_job(db: Database, tenant_id: str, *sizes: int) -> str:
-    with db.tenant(tenant_id) as session:
-        return add_planned_job(session, tenant_id, *sizes)
-
-
-def record(db: Database, tenant_id: str, job_id: str, number: int) -> None:
-    lease = claim(db, tenant_id, chunk_ids(db, job_id)[number])
-    with db.tenant(tenant_id) as session:
-        record_chunk(session, lease, rows_of(lease))
+from tests.jobs import finish, make_job
 
 
 def ask(api: Api, job_id: str, query: str = "", **headers: str) -> Any:
@@ -76,8 +54,8 @@ def ids_in(response: Any) -> list[str]:
 def test_stream_tells_what_was_and_what_comes_and_ends_with_the_job(
     api: Api, database: Database, tenant_id: str
 ) -> None:
-    job_id = make_job(database, tenant_id, 3, 2)
-    record(database, tenant_id, job_id, 0)
+    job_id, chunks = make_job(database, tenant_id, 3, 2)
+    finish(database, tenant_id, chunks[0])
     response = ask(api, job_id)
     assert response.status_code == 200
     assert response.content_type == "text/event-stream; charset=utf-8"
@@ -85,7 +63,7 @@ def test_stream_tells_what_was_and_what_comes_and_ends_with_the_job(
     assert response.headers["X-Accel-Buffering"] == "no"
     stream = events_in(response.response)
     assert [next(stream)["type"] for _ in range(2)] == ["job.running", "job.progress"]
-    record(database, tenant_id, job_id, 1)
+    finish(database, tenant_id, chunks[1])
     rest = list(stream)
     assert [event["type"] for event in rest] == ["job.progress", "job.succeeded"]
     assert rest[-1]["data"] == {
@@ -107,10 +85,10 @@ def test_stream_tells_what_was_and_what_comes_and_ends_with_the_job(
 def test_stream_that_was_cut_goes_on_after_the_last_event_id(
     api: Api, database: Database, tenant_id: str
 ) -> None:
-    job_id = make_job(database, tenant_id, *[1] * 6)
+    job_id, chunks = make_job(database, tenant_id, *[1] * 6)
     seen: list[str] = []
     for number in range(6):
-        record(database, tenant_id, job_id, number)
+        finish(database, tenant_id, chunks[number])
         # The address still has its first `after`; the header goes before it.
         response = ask(api, job_id, "?after=0", Last_Event_ID=seen[-1] if seen else "")
         for event in events_in(response.response):
@@ -127,9 +105,9 @@ def test_many_events_come_page_by_page(
     api: Api, database: Database, tenant_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "_PAGE", 3)
-    job_id = make_job(database, tenant_id, *[1] * 8)
+    job_id, chunks = make_job(database, tenant_id, *[1] * 8)
     for number in range(8):
-        record(database, tenant_id, job_id, number)
+        finish(database, tenant_id, chunks[number])
     assert ids_in(ask(api, job_id)) == [str(number) for number in range(1, 11)]
     page = api("GET", f"/v1/jobs/{job_id}/events?limit=4", headers={"Accept": "application/json"})
     assert [event["id"] for event in page.json["data"]] == ["1", "2", "3", "4"]
@@ -153,8 +131,8 @@ def test_stream_over_the_bound_has_what_there_is_and_says_when_to_come_back(
     monkeypatch.setattr(events, "_HEARTBEAT_SECONDS", 0.05)
     app = make_app(settings.model_copy(update={"wait_slots": 1}), objects)
     api = Api(app, make_key(database, settings, tenant_id))
-    job_id = make_job(database, tenant_id, 1, 1)
-    record(database, tenant_id, job_id, 0)
+    job_id, chunks = make_job(database, tenant_id, 1, 1)
+    finish(database, tenant_id, chunks[0])
     waiting = ask(api, job_id).response
     # A comment says that it waits, and so that it has the one place.
     while next(waiting) != b":\n\n":
@@ -162,7 +140,7 @@ def test_stream_over_the_bound_has_what_there_is_and_says_when_to_come_back(
     pieces = list(ask(api, job_id).response)
     assert [event["id"] for event in events_in(iter(pieces))] == ["1", "2"]
     assert pieces[-1] == b"retry: 3000\n\n"
-    record(database, tenant_id, job_id, 1)
+    finish(database, tenant_id, chunks[1])
     assert [event["id"] for event in events_in(waiting)] == ["3", "4"]
     with app.extensions["darkroom"].slots.take() as free:
         assert free
@@ -173,7 +151,7 @@ def test_silent_stream_sends_comments_and_gives_its_place_back_in_the_end(
 ) -> None:
     monkeypatch.setattr(events, "_HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(events, "_LONGEST_SECONDS", 0.3)
-    job_id = make_job(database, tenant_id, 1)
+    job_id, _ = make_job(database, tenant_id, 1)
     pieces = list(ask(api, job_id).response)
     assert pieces[0] == b"retry: 1000\n\n"
     assert set(pieces[1:]) == {b":\n\n"}
@@ -186,18 +164,18 @@ def test_no_connection_is_held_while_a_stream_waits(
     # Four wait and there are two connections: each look needs one for a moment only.
     app = make_app(settings.model_copy(update={"database_pool": 2}), objects)
     api = Api(app, make_key(database, settings, tenant_id))
-    job_id = make_job(database, tenant_id, 1)
+    job_id, chunks = make_job(database, tenant_id, 1)
     with ThreadPoolExecutor() as threads:
         streams = [threads.submit(ids_in, ask(api, job_id)) for _ in range(4)]
         assert api("GET", f"/v1/jobs/{job_id}").status_code == 200
-        record(database, tenant_id, job_id, 0)
+        finish(database, tenant_id, chunks[0])
         assert [stream.result(30) for stream in streams] == [["1", "2", "3"]] * 4
 
 
 def test_stop_of_the_process_ends_every_stream(
     app: Any, api: Api, database: Database, tenant_id: str
 ) -> None:
-    job_id = make_job(database, tenant_id, 1)
+    job_id, _ = make_job(database, tenant_id, 1)
     pieces = ask(api, job_id).response
     assert next(pieces) == b"retry: 1000\n\n"
     timer = threading.Timer(0.2, app.extensions["darkroom"].slots.close)
@@ -209,7 +187,7 @@ def test_stop_of_the_process_ends_every_stream(
 def test_stream_of_another_tenants_job_is_not_found(
     api: Api, app: Any, database: Database, settings: Settings, tenant_id: str
 ) -> None:
-    job_id = make_job(database, tenant_id, 1)
+    job_id, _ = make_job(database, tenant_id, 1)
     stranger = Api(app, make_key(database, settings, make_tenant(database)))
     for accept in ("text/event-stream", "application/json"):
         refused = stranger("GET", f"/v1/jobs/{job_id}/events", headers={"Accept": accept})
@@ -219,7 +197,7 @@ def test_stream_of_another_tenants_job_is_not_found(
 def test_last_event_id_that_is_no_number_is_refused(
     api: Api, database: Database, tenant_id: str
 ) -> None:
-    job_id = make_job(database, tenant_id, 1)
+    job_id, _ = make_job(database, tenant_id, 1)
     refused = api("GET", f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": "x"})
     assert (refused.status_code, refused.json["code"]) == (422, "last_event_id_invalid")
 
@@ -227,7 +205,7 @@ def test_last_event_id_that_is_no_number_is_refused(
 def test_stream_of_a_job_whose_events_were_cleaned_up_ends_at_once(
     api: Api, database: Database, tenant_id: str
 ) -> None:
-    job_id = make_job(database, tenant_id, 1)
+    job_id, _ = make_job(database, tenant_id, 1)
     with database.tenant(tenant_id) as session:
         cancel_job(session, tenant_id, job_id)
     end_stopped_jobs(database)

@@ -17,11 +17,6 @@ def app(settings, objects):
 
 
 @pytest.fixture
-def api(app, database, settings, tenant_id):
-    return Api(app, make_key(database, settings, tenant_id))
-
-
-@pytest.fixture
 def job(api):
     answer = api("POST", "/v1/jobs", json=import_body())
     assert answer.status_code == 202, answer.text

@@ -9,8 +9,6 @@ import pytest
 from sqlalchemy import func, select, text
 
 from app.clock import utc_now
-from app.db.migrate import upgrade
-from app.db.roles import API_ROLE, SYSTEM_ROLE, ensure_roles
 from app.db.session import Database
 from app.errors import (
     ConflictError,
@@ -34,26 +32,12 @@ from app.tenants.known_keys import KnownKeys
 from app.tenants.scopes import Principal, Scope
 from app.tenants.tables import ApiKey, Tenant
 from tests.factories import PEPPER
+from tests.local_parts import build_database
 
 
 @pytest.fixture
 def empty_database(postgres: LocalPostgres) -> Iterator[Database]:
-    secrets = postgres.secrets
-    ensure_roles(
-        postgres.admin_url,
-        "without_keys",
-        api_password=secrets.api_password,
-        system_password=secrets.system_password,
-    )
-    url, system_url = (
-        postgres.url(role, password, "without_keys")
-        for role, password in (
-            (API_ROLE, secrets.api_password),
-            (SYSTEM_ROLE, secrets.system_password),
-        )
-    )
-    upgrade(system_url)
-    database = Database(url, system_url)
+    database = Database(*build_database(postgres, "without_keys"))
     yield database
     database.close()
 

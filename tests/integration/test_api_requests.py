@@ -6,17 +6,7 @@ import sys
 import pytest
 
 from app.tenants.scopes import Scope
-from tests.api_client import Api, import_body, make_app, make_key
-
-
-@pytest.fixture(scope="module")
-def app(settings, objects):
-    return make_app(settings, objects)
-
-
-@pytest.fixture
-def api(app, database, settings, tenant_id):
-    return Api(app, make_key(database, settings, tenant_id))
+from tests.api_client import Api, import_body, make_key
 
 
 def test_importing_the_application_loads_no_torch():

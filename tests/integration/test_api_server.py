@@ -12,17 +12,11 @@ import time
 import pytest
 
 from app.client import Darkroom
-from app.jobs.record import record_chunk
-from tests.api_client import Api, import_body, make_app, make_key
-from tests.jobs import add_planned_job, chunk_ids, claim, rows_of
+from tests.api_client import Api, import_body, make_key
+from tests.jobs import finish, make_job
 from tests.proxy import CuttingProxy
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture(scope="module")
-def app(settings, objects):
-    return make_app(settings, objects)
 
 
 @pytest.fixture
@@ -149,16 +143,8 @@ def test_client_follows_a_job_over_lost_connections_and_has_each_event_once(
 ):
     port, _ = server
     key = make_key(database, settings, tenant_id)
-    with database.tenant(tenant_id) as session:
-        job = add_planned_job(session, tenant_id, *[1] * 6)
-    chunks = chunk_ids(database, job)
-
-    def record(chunk):
-        lease = claim(database, tenant_id, chunk)
-        with database.tenant(tenant_id) as session:
-            record_chunk(session, lease, rows_of(lease))
-
-    record(chunks[0])
+    job, chunks = make_job(database, tenant_id, *[1] * 6)
+    finish(database, tenant_id, chunks[0])
     with (
         CuttingProxy(port, after_bytes=2500) as proxy,
         Darkroom(f"http://127.0.0.1:{proxy.port}", key, pause=lambda _: None) as darkroom,
@@ -167,7 +153,7 @@ def test_client_follows_a_job_over_lost_connections_and_has_each_event_once(
         for event in darkroom.jobs.events(job):
             seen.append(event.id)
             if event.type == "job.progress" and event.data["counts"]["done"] < 6:
-                record(chunks[event.data["counts"]["done"]])
+                finish(database, tenant_id, chunks[event.data["counts"]["done"]])
     assert seen == [str(number) for number in range(1, 9)]
     assert proxy.connections > 1
 

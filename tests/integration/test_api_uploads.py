@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from app.jobs.tables import Job
 from app.uploads.multipart import join_parts
 from app.uploads.tables import Upload
-from tests.api_client import Api, make_app, make_key
+from tests.api_client import make_app
 
 MIB = 1024 * 1024
 
@@ -20,11 +20,6 @@ MIB = 1024 * 1024
 @pytest.fixture(scope="module")
 def app(settings, objects):
     return make_app(settings.model_copy(update={"upload_max_bytes": 12 * MIB}), objects)
-
-
-@pytest.fixture
-def api(app, database, settings, tenant_id):
-    return Api(app, make_key(database, settings, tenant_id))
 
 
 def stored(objects, settings, upload_id, database, tenant_id):

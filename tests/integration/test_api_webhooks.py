@@ -30,11 +30,6 @@ def app(settings: Settings, objects: ObjectStore) -> Any:
 
 
 @pytest.fixture
-def api(app: Any, database: Database, settings: Settings, tenant_id: str) -> Api:
-    return Api(app, make_key(database, settings, tenant_id))
-
-
-@pytest.fixture
 def client(app: Any, api: Api) -> Darkroom:
     return Darkroom("http://here", api.key, http=httpx2.WSGITransport(app=app))
 

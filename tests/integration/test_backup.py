@@ -29,9 +29,10 @@ from app.stack.locks import FolderLock
 from app.stack.postgres import ADMIN, DATABASE_NAME, LocalPostgres
 from app.stack.processes import AlreadyRunningError
 from app.stack.snapshot import hold_deletions
-from tests.data_folders import scratch_folder, served
+from tests.data_folders import served
 from tests.factories import add_upload, entry
 from tests.jobs import add_planned_job
+from tests.local_parts import scratch_folder
 
 OBJECT = "darkroom/some/key"
 

@@ -26,10 +26,11 @@ from tests.jobs import (
     look_at_chunk,
     look_at_job,
     lose_worker,
+    make_job,
     rows_of,
     try_claim,
 )
-from tests.races import make_job, tell
+from tests.races import tell
 
 JOBS = 20
 #: Returns when both transactions have come so far.

@@ -38,26 +38,15 @@ from tests.jobs import (
     claim,
     let_lease_end,
     look_at_job,
+    make_job,
     rows_of,
     try_claim,
 )
 
 
-@pytest.fixture
-def owner(quiet: Database) -> str:
-    """A tenant in the second database, where the sweeper sees only this test's jobs."""
-    return make_tenant(quiet)
-
-
 def cancel(db: Database, tenant_id: str, job_id: str) -> None:
     with db.tenant(tenant_id) as session:
         assert cancel_job(session, tenant_id, job_id).state == JobState.CANCELLING
-
-
-def make_job(db: Database, tenant_id: str, *sizes: int) -> tuple[str, list[str]]:
-    with db.tenant(tenant_id) as session:
-        job_id = add_planned_job(session, tenant_id, *sizes)
-    return job_id, chunk_ids(db, job_id)
 
 
 def test_queued_job_ends_with_the_next_sweep(quiet: Database, owner: str) -> None:

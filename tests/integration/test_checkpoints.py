@@ -8,7 +8,6 @@ from typing import Any
 
 import psycopg
 import pytest
-import torch
 from sqlalchemy import func, text
 from torch import Tensor
 
@@ -31,9 +30,10 @@ from app.storage import keys
 from app.storage.s3 import ObjectStore
 from app.training.metrics import log_metrics, read_metrics
 from app.training.recipe import TrainingRecipe
-from tests.factories import add_job, make_tenant
+from tests.doors import worker_inside
+from tests.factories import add_job
 from tests.jobs import add_chunk, claim, look_at_chunk, look_at_job, lose_worker
-from tests.unit.pictures import small_spec, stripes
+from tests.unit.pictures import assert_same, one_torch_thread, small_spec, stripes
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
 from worker.tasks.checkpoints import Checkpoints
@@ -50,28 +50,16 @@ Look = Callable[[TrainingState], None]
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def owner(quiet: Database) -> str:
-    """A tenant in the second database, where no dispatcher runs."""
-    return make_tenant(quiet)
+    with one_torch_thread():
+        yield
 
 
 @pytest.fixture
 def process(settings: Settings, quiet: Database, objects: ObjectStore) -> WorkerProcess:
     """A training worker's inside that keeps a checkpoint at the end of epochs alone."""
     objects.ensure_bucket(BUCKET)
-    process = WorkerProcess(
-        settings.model_copy(update={"checkpoint_seconds": 1000}), Queue.TRAINING
-    )
-    process.db.close()
-    process.db = quiet
-    return process
+    seldom = settings.model_copy(update={"checkpoint_seconds": 1000})
+    return worker_inside(seldom, Queue.TRAINING, quiet)
 
 
 @pytest.fixture
@@ -152,23 +140,16 @@ def kill() -> None:
 @pytest.fixture(scope="module")
 def undisturbed() -> dict[str, Tensor]:
     """The weights of the same training when nothing happens to it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    module = fit(
-        SPEC,
-        RECIPE,
-        stripes(48),
-        stripes(12, seed=1),
-        device="cpu",
-        on_epoch=lambda _report, _state: None,
-    )
-    torch.set_num_threads(before)
+    with one_torch_thread():
+        module = fit(
+            SPEC,
+            RECIPE,
+            stripes(48),
+            stripes(12, seed=1),
+            device="cpu",
+            on_epoch=lambda _report, _state: None,
+        )
     return module.state_dict()
-
-
-def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def stored(objects: ObjectStore, lease: Lease) -> list[str]:

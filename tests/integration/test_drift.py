@@ -14,7 +14,6 @@ from app.jobs.claim import Lease
 from app.jobs.record import record_chunk, record_prefix
 from app.jobs.states import ChunkState, JobState
 from app.jobs.tables import Chunk, Job
-from tests.factories import make_tenant
 from tests.jobs import (
     add_planned_job,
     assert_closed,
@@ -24,12 +23,6 @@ from tests.jobs import (
     look_at_job,
     rows_of,
 )
-
-
-@pytest.fixture
-def owner(quiet: Database) -> str:
-    """A tenant in the second database."""
-    return make_tenant(quiet)
 
 
 def half_done(db: Database, tenant_id: str) -> tuple[str, Lease]:

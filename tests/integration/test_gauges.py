@@ -17,16 +17,14 @@ from app.dispatch.cleanup import Cleaned
 from app.dispatch.gauges import DispatcherGauges
 from app.dispatch.sweep import Swept, sweep_once
 from app.gauges import serve_gauges
-from app.jobs.record import record_chunk
-from app.jobs.states import ChunkTask
 from app.jobs.tables import Chunk
 from app.queues.names import Queue
 from app.settings import Settings
+from tests.doors import do_it, failing, ring, worker_inside
 from tests.factories import make_tenant
-from tests.jobs import add_planned_job, add_worker, chunk_ids, claim, let_lease_end, rows_of
+from tests.jobs import add_planned_job, add_worker, chunk_ids, claim, let_lease_end, make_job
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
-from worker.tasks.door import open_door
 
 
 def free_port() -> int:
@@ -129,24 +127,17 @@ def test_worker_tells_what_it_holds_and_how_its_leases_ended(
     quiet: Database, served: Settings
 ) -> None:
     owner = make_tenant(quiet)
-    with quiet.tenant(owner) as session:
-        job_id = add_planned_job(session, owner, 2, 2)
-    process = WorkerProcess(served, Queue.IO)
-    process.db.close()
-    process.db = quiet
+    _, chunks = make_job(quiet, owner, 2, 2)
+    process = worker_inside(served, Queue.IO, quiet)
     serve_gauges(served, process.gauges.registry)
     seen: dict[str, float] = {}
 
     def work(process: WorkerProcess, held: HeldLease) -> None:
         seen.update(scrape(served.metrics_port))
-        with process.db.tenant(owner) as session:
-            record_chunk(session, held.lease, rows_of(held.lease))
+        do_it(process, held)
 
-    def fail(_process: WorkerProcess, _held: HeldLease) -> None:
-        raise RuntimeError("a fault")
-
-    for chunk_id, one in zip(chunk_ids(quiet, job_id), (work, fail), strict=True):
-        open_door(process, ChunkTask.PREDICT, one, chunk_id=chunk_id, tenant_id=owner)
+    for chunk, one in zip(chunks, (work, failing(RuntimeError("a fault"))), strict=True):
+        ring(process, owner, chunk, one)
     process.gauges.add_items(5, fetch=1.5, decode=2, forward=0.5)
     assert seen["darkroom_worker_leases_held"] == 1
     assert seen["darkroom_worker_slots_busy"] == 1

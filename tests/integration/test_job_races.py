@@ -24,10 +24,11 @@ from tests.jobs import (
     chunk_ids,
     claim,
     look_at_job,
+    make_job,
     rows_of,
     try_claim,
 )
-from tests.races import Race, make_job, record, take, tell
+from tests.races import Race, record, take, tell
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 from sqlalchemy import func, update
@@ -15,37 +14,23 @@ from app.jobs.cancel import cancel_job
 from app.jobs.claim import look_at_lease
 from app.jobs.limits import Limits
 from app.jobs.pause import pause_job
-from app.jobs.record import record_chunk, record_prefix, record_stopped
+from app.jobs.record import record_prefix, record_stopped
 from app.jobs.results import page_results
 from app.jobs.states import ChunkState, JobState, StopReason
 from app.jobs.submit import submit_predict
 from app.jobs.tables import Job
-from tests.factories import add_version, make_tenant
+from tests.factories import add_version
 from tests.jobs import (
-    add_planned_job,
     assert_closed,
-    chunk_ids,
     claim,
+    finish,
     let_lease_end,
     look_at_chunk,
     look_at_job,
+    make_job,
     rows_of,
     try_claim,
 )
-
-
-@pytest.fixture
-def owner(quiet: Database) -> str:
-    """A tenant in the second database."""
-    return make_tenant(quiet)
-
-
-def make_job(db: Database, tenant_id: str, *sizes: int, **columns: Any) -> tuple[str, list[str]]:
-    with db.tenant(tenant_id) as session:
-        job_id = add_planned_job(session, tenant_id, *sizes)
-        if columns:
-            session.execute(update(Job).where(Job.id == job_id).values(**columns))
-    return job_id, chunk_ids(db, job_id)
 
 
 def let_deadline_pass(db: Database, job_id: str) -> None:
@@ -58,17 +43,11 @@ def let_deadline_pass(db: Database, job_id: str) -> None:
         )
 
 
-def record(db: Database, tenant_id: str, chunk_id: str, *failed: int) -> None:
-    lease = claim(db, tenant_id, chunk_id)
-    with db.tenant(tenant_id) as session:
-        record_chunk(session, lease, rows_of(lease, failed=failed))
-
-
 def test_job_past_its_deadline_ends_expired_once_its_worker_has_let_go(
     quiet: Database, owner: str
 ) -> None:
     job_id, chunks = make_job(quiet, owner, 3, 4, 5)
-    record(quiet, owner, chunks[0])
+    finish(quiet, owner, chunks[0])
     held = claim(quiet, owner, chunks[1])
     let_deadline_pass(quiet, job_id)
     sweep_once(quiet, max_kills=5)
@@ -92,7 +71,7 @@ def test_job_past_its_deadline_ends_expired_once_its_worker_has_let_go(
 def test_nothing_of_a_job_past_its_deadline_is_claimed(quiet: Database, owner: str) -> None:
     later = datetime.now(UTC) + timedelta(hours=1)
     job_id, chunks = make_job(quiet, owner, 1, 1, deadline_at=later)
-    record(quiet, owner, chunks[0])
+    finish(quiet, owner, chunks[0])
     let_deadline_pass(quiet, job_id)
     assert try_claim(quiet, owner, chunks[1]) is None
     sweep_once(quiet, max_kills=5)
@@ -154,10 +133,10 @@ def test_deadline_in_the_past_is_refused_and_nothing_is_submitted(
 
 def test_more_failed_items_than_the_budget_stop_the_job(quiet: Database, owner: str) -> None:
     job_id, chunks = make_job(quiet, owner, 4, 4, 4, max_failed_items=2)
-    record(quiet, owner, chunks[0], 1, 2)
+    finish(quiet, owner, chunks[0], 1, 2)
     assert look_at_job(quiet, owner, job_id).state == JobState.RUNNING
     held = claim(quiet, owner, chunks[1])
-    record(quiet, owner, chunks[2], 8)
+    finish(quiet, owner, chunks[2], 8)
     job = look_at_job(quiet, owner, job_id)
     assert (job.state, job.stop_reason) == (JobState.CANCELLING, StopReason.FAILURES)
     sweep_once(quiet, max_kills=5)
@@ -175,7 +154,7 @@ def test_larger_fraction_of_failed_items_than_the_budget_stops_the_job(
     quiet: Database, owner: str
 ) -> None:
     job_id, chunks = make_job(quiet, owner, 5, 5, max_failed_fraction=0.2)
-    record(quiet, owner, chunks[0], 0, 1)
+    finish(quiet, owner, chunks[0], 0, 1)
     assert look_at_job(quiet, owner, job_id).state == JobState.RUNNING
     lease = claim(quiet, owner, chunks[1])
     with quiet.tenant(owner) as session:
@@ -188,7 +167,7 @@ def test_larger_fraction_of_failed_items_than_the_budget_stops_the_job(
 
 def test_fraction_counts_only_once_the_total_is_final(quiet: Database, owner: str) -> None:
     job_id, chunks = make_job(quiet, owner, 2, 2, max_failed_fraction=0.25, sealed_at=None)
-    record(quiet, owner, chunks[0], 0, 1)
+    finish(quiet, owner, chunks[0], 0, 1)
     assert look_at_job(quiet, owner, job_id).state == JobState.RUNNING
 
 
@@ -196,7 +175,7 @@ def test_last_recording_that_exceeds_the_budget_closes_the_job_as_failed(
     quiet: Database, owner: str
 ) -> None:
     job_id, (chunk,) = make_job(quiet, owner, 3, max_failed_items=0)
-    record(quiet, owner, chunk, 1)
+    finish(quiet, owner, chunk, 1)
     job = assert_closed(quiet, owner, job_id, JobState.FAILED)
     assert (job.succeeded, job.failed, job.cancelled) == (2, 1, 0)
     assert (job.error or {})["code"] == "too_many_failures"
@@ -204,5 +183,5 @@ def test_last_recording_that_exceeds_the_budget_closes_the_job_as_failed(
 
 def test_job_within_its_budget_ends_as_without_one(quiet: Database, owner: str) -> None:
     job_id, (chunk,) = make_job(quiet, owner, 4, max_failed_items=1, max_failed_fraction=0.25)
-    record(quiet, owner, chunk, 1)
+    finish(quiet, owner, chunk, 1)
     assert_closed(quiet, owner, job_id, JobState.PARTIALLY_SUCCEEDED)

@@ -13,34 +13,21 @@ from app.dispatch.sweep import Swept, sweep_once
 from app.jobs.cancel import cancel_job
 from app.jobs.items import unpack_items
 from app.jobs.record import record_chunk, record_prefix
-from app.jobs.states import ChunkState, ItemState, JobState
-from app.jobs.tables import Chunk, Item, Job
-from tests.factories import make_tenant
+from app.jobs.states import ChunkState, JobState
+from app.jobs.tables import Chunk, Job
 from tests.jobs import (
-    add_planned_job,
     assert_closed,
     at_once,
-    chunk_ids,
     claim,
+    failed_items,
     let_lease_end,
     look_at_chunk,
     look_at_job,
     lose_worker,
+    make_job,
     rows_of,
     try_claim,
 )
-
-
-@pytest.fixture
-def owner(quiet: Database) -> str:
-    """A tenant in the second database."""
-    return make_tenant(quiet)
-
-
-def make_job(db: Database, tenant_id: str, *sizes: int) -> tuple[str, list[str]]:
-    with db.tenant(tenant_id) as session:
-        job_id = add_planned_job(session, tenant_id, *sizes)
-    return job_id, chunk_ids(db, job_id)
 
 
 def open_chunks(db: Database, job_id: str) -> list[tuple[str, int, int]]:
@@ -71,17 +58,6 @@ def work_off(db: Database, tenant_id: str, job_id: str, poison: Collection[int])
                     record_chunk(session, lease, rows_of(lease))
         sweep_once(db, max_kills=5)
     return kills
-
-
-def failed_items(db: Database, job_id: str) -> list[Item]:
-    with db.system() as session:
-        return list(
-            session.scalars(
-                select(Item)
-                .where(Item.job_id == job_id, Item.state == ItemState.FAILED)
-                .order_by(Item.ordinal)
-            )
-        )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 100])

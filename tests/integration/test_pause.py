@@ -21,23 +21,18 @@ from app.uploads.tables import UploadState
 from tests.factories import add_job, add_upload, make_tenant
 from tests.jobs import (
     add_chunk,
-    add_planned_job,
     assert_closed,
     at_once,
     chunk_ids,
     claim,
+    finish,
     let_lease_end,
     look_at_chunk,
     look_at_job,
+    make_job,
     rows_of,
     try_claim,
 )
-
-
-@pytest.fixture
-def owner(quiet: Database) -> str:
-    """A tenant in the second database."""
-    return make_tenant(quiet)
 
 
 def pause(db: Database, tenant_id: str, job_id: str) -> None:
@@ -48,18 +43,6 @@ def pause(db: Database, tenant_id: str, job_id: str) -> None:
 def resume(db: Database, tenant_id: str, job_id: str) -> str:
     with db.tenant(tenant_id) as session:
         return resume_job(session, tenant_id, job_id).state
-
-
-def make_job(db: Database, tenant_id: str, *sizes: int) -> tuple[str, list[str]]:
-    with db.tenant(tenant_id) as session:
-        job_id = add_planned_job(session, tenant_id, *sizes)
-    return job_id, chunk_ids(db, job_id)
-
-
-def finish(db: Database, tenant_id: str, chunk_id: str) -> None:
-    lease = claim(db, tenant_id, chunk_id)
-    with db.tenant(tenant_id) as session:
-        record_chunk(session, lease, rows_of(lease))
 
 
 def test_nothing_of_a_paused_job_is_claimed_until_it_is_resumed(

@@ -9,12 +9,11 @@ from sqlalchemy import select
 
 from app.db.session import Database
 from app.jobs.states import TERMINAL_JOB_STATES, ItemState, JobState
-from app.jobs.submit import submit_predict
 from app.jobs.tables import Item
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
 from tests.faults.images import colour_of
-from tests.faults.library import MODEL, draw_pictures, put_manifest, register_model
+from tests.faults.library import draw_pictures, put_manifest, register_model, submit_pictures
 from tests.faults.plan import Plan
 from tests.service import Service, running_service
 
@@ -46,15 +45,7 @@ def test_item_that_kills_every_worker_fails_alone_and_its_neighbours_succeed(
     deaths: list[int] = []
     with running_service(settings, database, tmp_path, "tests.faults.worker") as service:
         service.start_worker("io", chunk_items=CHUNK)
-        with database.tenant(tenant_id) as session:
-            job_id = submit_predict(
-                session,
-                tenant_id,
-                source={"manifest": manifest},
-                model=MODEL,
-                options={"top_k": 4, "threshold": 0.0, "activation": "softmax"},
-                own_bucket=settings.bucket,
-            ).id
+        job_id = submit_pictures(database, tenant_id, manifest, settings.bucket)
         supervisor = threading.Thread(target=keep_a_worker, args=(service, plan, ended, deaths))
         supervisor.start()
         try:

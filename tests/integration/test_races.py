@@ -28,11 +28,12 @@ from tests.jobs import (
     look_at_chunk,
     look_at_job,
     lose_worker,
+    make_job,
     rows_of,
     try_claim,
 )
 from tests.model.bells import RememberedBells
-from tests.races import Race, make_job, record, take, tell
+from tests.races import Race, record, take, tell
 
 
 def beat(db: Database, lease: Lease) -> JobState | None:

@@ -9,13 +9,7 @@ from app.db.session import Database
 from app.errors import FencedError
 from app.jobs.claim import Lease
 from app.jobs.items import unpack_items
-from app.jobs.record import (
-    record_chunk,
-    record_failure,
-    record_part,
-    record_prefix,
-    record_stopped,
-)
+from app.jobs.record import record_chunk, record_failure, record_part, record_prefix, record_stopped
 from app.jobs.results import page_results
 from app.jobs.states import ChunkState, ItemState, JobKind, JobState
 from app.jobs.tables import Item
@@ -28,14 +22,9 @@ from tests.jobs import (
     look_at_chunk,
     look_at_job,
     lose_worker,
+    make_job,
     rows_of,
 )
-
-
-def make_job(db: Database, tenant_id: str, *sizes: int) -> tuple[str, list[str]]:
-    with db.tenant(tenant_id) as session:
-        job_id = add_planned_job(session, tenant_id, *sizes)
-    return job_id, chunk_ids(db, job_id)
 
 
 def test_last_record_closes_the_job(database: Database, tenant_id: str) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, text, update
 
-from app.jobs.record import record_chunk
 from app.jobs.states import ChunkState, JobState
 from app.jobs.submit import submit_export, submit_ingest
 from app.jobs.tables import Artifact, Chunk
@@ -22,16 +21,18 @@ from app.stack.restore import run_restore
 from app.stack.snapshot import dump_database
 from app.uploads.tables import Upload
 from tests.api_client import Api, make_app
-from tests.data_folders import Served, scratch_folder, served
+from tests.data_folders import Served, served
 from tests.jobs import (
     add_planned_job,
     add_worker,
     assert_closed,
     chunk_ids,
     claim,
+    finish,
     look_at_chunk,
-    rows_of,
+    make_due,
 )
+from tests.local_parts import scratch_folder
 from tests.service import Service, running_service
 from tests.unit.archives import image_bytes, make_zip
 
@@ -75,7 +76,7 @@ def drill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
             def dump_while_work_goes_on(*words: Any) -> None:
                 dump_database(*words)
                 # The snapshot sees this job open; its archive would be deleted at its end.
-                make_due(here, drill.ingest)
+                make_due(here.db, *chunk_ids(here.db, drill.ingest))
                 service.wait_for_end(drill.tenant_id, drill.ingest)
 
             patch.setattr(backup_module, "dump_database", dump_while_work_goes_on)
@@ -93,7 +94,7 @@ def fill(drill: Drill, here: Served, service: Service) -> None:
     with here.db.tenant(drill.tenant_id) as session:
         drill.finished = add_planned_job(session, drill.tenant_id, 3)
         drill.opened = add_planned_job(session, drill.tenant_id, 3, 4)
-    record(here, drill.tenant_id, chunk_ids(here.db, drill.finished)[0])
+    finish(here.db, drill.tenant_id, chunk_ids(here.db, drill.finished)[0])
     with here.db.tenant(drill.tenant_id) as session:
         export = submit_export(session, drill.tenant_id, job_id=drill.finished, format="jsonl")
     drill.export = export.id
@@ -104,7 +105,7 @@ def fill(drill: Drill, here: Served, service: Service) -> None:
     drill.exported = here.objects.read(here.settings.bucket, key)
 
     first, second = chunk_ids(here.db, drill.opened)
-    record(here, drill.tenant_id, first)
+    finish(here.db, drill.tenant_id, first)
     claim(here.db, drill.tenant_id, second, worker_id=worker)
 
     upload_id = service.send(drill.tenant_id, PETS)
@@ -115,17 +116,6 @@ def fill(drill: Drill, here: Served, service: Service) -> None:
         drill.archive_key = session.scalars(
             select(Upload.object_key).where(Upload.id == upload_id)
         ).one()
-
-
-def make_due(here: Served, job_id: str) -> None:
-    with here.db.system() as session:
-        session.execute(update(Chunk).where(Chunk.job_id == job_id).values(due_at=func.now()))
-
-
-def record(here: Served, tenant_id: str, chunk_id: str) -> None:
-    lease = claim(here.db, tenant_id, chunk_id)
-    with here.db.tenant(tenant_id) as session:
-        record_chunk(session, lease, rows_of(lease))
 
 
 def test_restored_folder_serves_everything_and_ends_what_was_open(
@@ -151,13 +141,13 @@ def test_restored_folder_serves_everything_and_ends_what_was_open(
         waiting = chunk_ids(there.db, drill.opened)[1]
         chunk = look_at_chunk(there.db, waiting)
         assert (chunk.state, chunk.attempt, chunk.kills) == (ChunkState.PENDING, 1, 0)
-        record(there, drill.tenant_id, waiting)
+        finish(there.db, drill.tenant_id, waiting)
         job = assert_closed(there.db, drill.tenant_id, drill.opened, JobState.SUCCEEDED)
         assert job.succeeded == 7
 
         with running_service(there.settings, there.db, tmp_path, goes_on=True) as service:
             service.start_worker("io")
-            make_due(there, drill.ingest)
+            make_due(there.db, *chunk_ids(there.db, drill.ingest))
             ingest = service.wait_for_end(drill.tenant_id, drill.ingest)
             assert (ingest.state, ingest.succeeded) == (JobState.SUCCEEDED, len(range(5)))
             again = api(

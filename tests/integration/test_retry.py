@@ -26,15 +26,17 @@ from app.models.tables import ModelVersion
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
 from tests.factories import add_version, make_tenant
-from tests.jobs import add_planned_job, assert_closed, chunk_ids, claim, look_at_job, rows_of
+from tests.jobs import (
+    add_planned_job,
+    assert_closed,
+    chunk_ids,
+    claim,
+    finish,
+    look_at_job,
+    rows_of,
+)
 from tests.plans import all_items, make_source, planned, put, run_plan, submit
 from tests.retries import predict_chunks
-
-
-def finish(db: Database, tenant_id: str, chunk_id: str, *failed: int) -> None:
-    lease = claim(db, tenant_id, chunk_id)
-    with db.tenant(tenant_id) as session:
-        record_chunk(session, lease, rows_of(lease, failed=failed))
 
 
 def cancel(db: Database, tenant_id: str, job_id: str) -> None:

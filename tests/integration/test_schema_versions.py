@@ -19,7 +19,7 @@ from app.api.app import create_app
 from app.cli.exits import Exit
 from app.cli.main import app
 from app.db.migrate import upgrade
-from app.db.roles import API_ROLE, SYSTEM_ROLE, ensure_roles
+from app.db.roles import API_ROLE
 from app.db.schema import SchemaError, known_revisions, newest_revision, require_schema
 from app.db.session import Database
 from app.settings import Settings
@@ -30,7 +30,7 @@ from app.stack.readiness import Readiness
 from app.stack.restore import run_restore
 from app.stack.supervisor import Supervisor
 from app.stack.up import UpOptions, run_up
-from tests.data_folders import scratch_folder
+from tests.local_parts import build_database, scratch_folder
 from tests.service import environment
 
 #: Written by a release that nobody has made yet.
@@ -46,18 +46,8 @@ OLDER = "0005"
 @pytest.fixture(scope="module")
 def versioned(settings: Settings, postgres: LocalPostgres) -> Iterator[Settings]:
     """Settings that name a database of this module alone, which claims to be of another version."""
-    secrets = postgres.secrets
-    ensure_roles(
-        postgres.admin_url,
-        "versioned",
-        api_password=secrets.api_password,
-        system_password=secrets.system_password,
-    )
-    names = {
-        "database_url": postgres.url(API_ROLE, secrets.api_password, "versioned"),
-        "system_database_url": postgres.url(SYSTEM_ROLE, secrets.system_password, "versioned"),
-    }
-    upgrade(names["system_database_url"])
+    urls = build_database(postgres, "versioned")
+    names = {"database_url": urls.api, "system_database_url": urls.system}
     yield Settings.model_validate(settings.model_dump() | names)
     with psycopg.connect(postgres.admin_url, autocommit=True) as connection:
         connection.execute("DROP DATABASE versioned WITH (FORCE)")
@@ -171,15 +161,8 @@ def old_folder() -> Iterator[Path]:
     with scratch_folder() as folder:
         data_dir = folder / "data"
         with LocalPostgres(data_dir) as postgres:
-            secrets = postgres.secrets
-            ensure_roles(
-                postgres.admin_url,
-                DATABASE_NAME,
-                api_password=secrets.api_password,
-                system_password=secrets.system_password,
-            )
-            upgrade(postgres.url(SYSTEM_ROLE, secrets.system_password), OLDER)
-            admin_url = postgres.url(ADMIN, secrets.admin_password, DATABASE_NAME)
+            build_database(postgres, revision=OLDER)
+            admin_url = postgres.url(ADMIN, postgres.secrets.admin_password, DATABASE_NAME)
             with psycopg.connect(admin_url, autocommit=True) as connection:
                 connection.execute(
                     """

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +55,6 @@ with open(sys.argv[2], "w") as file:
     json.dump({"role": role, "redis": redis.Redis.from_url(url).ping(),
                "system": "SYSTEM_DATABASE_URL" in os.environ}, file)
 """
-
-
-@pytest.fixture
-def data_dir() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="darkroom-up-"))
-    folder.chmod(0o711)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

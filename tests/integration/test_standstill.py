@@ -13,11 +13,10 @@ from sqlalchemy import func, select
 from app.db.session import Database
 from app.jobs.cancel import cancel_job
 from app.jobs.states import ChunkState, ChunkTask, JobState
-from app.jobs.submit import submit_predict
 from app.jobs.tables import Chunk, Item
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
-from tests.faults.library import MODEL, draw_pictures, put_manifest, register_model
+from tests.faults.library import draw_pictures, put_manifest, register_model, submit_pictures
 from tests.faults.plan import Plan, PlannedFault
 from tests.service import Service, WorkerHandle, running_service, wait_until
 from worker.exits import ExitCode
@@ -40,15 +39,7 @@ def service(
 
 def submit(db: Database, objects: ObjectStore, settings: Settings, tenant_id: str, n: int) -> str:
     manifest = put_manifest(objects, tenant_id, draw_pictures(1, n))
-    with db.tenant(tenant_id) as session:
-        return submit_predict(
-            session,
-            tenant_id,
-            source={"manifest": manifest},
-            model=MODEL,
-            options={"top_k": 4, "threshold": 0.0, "activation": "softmax"},
-            own_bucket=settings.bucket,
-        ).id
+    return submit_pictures(db, tenant_id, manifest, settings.bucket)
 
 
 def logged(worker: WorkerHandle, event: str) -> dict[str, Any]:

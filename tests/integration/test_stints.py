@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
-import redis
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from app.db.session import Database
 from app.dispatch.relay import relay_once
 from app.jobs import plan
-from app.jobs.claim import release_chunk
+from app.jobs.claim import Lease, release_chunk
 from app.jobs.states import ChunkState, ChunkTask, JobState
 from app.jobs.stint import Stint
 from app.jobs.tables import Chunk
-from app.queues.celery import make_celery
 from app.queues.names import Queue
 from app.settings import Settings
-from app.stack.valkey import LocalValkey
 from app.storage.s3 import ObjectStore
 from tests.factories import make_tenant
-from tests.jobs import add_worker, chunk_ids, claim, look_at_chunk, look_at_job, try_claim
+from tests.jobs import chunk_ids, claim, look_at_chunk, look_at_job, try_claim
 from tests.plans import BUCKET, all_items, put, submit
+from tests.relay import Bells, add_workers
+from tests.service import wait_until
 
 GIANT_ITEMS = 12_000
+#: Looks at whether to stop, of some fifty in a giant, before which it has let others go first.
+GIVES_WAY_WITHIN = 20
 
 
 @pytest.fixture
@@ -100,70 +101,69 @@ def test_two_giant_plans_do_not_hold_up_small_ones_of_anyone(
     quiet: Database,
     objects: ObjectStore,
     settings: Settings,
-    valkey: LocalValkey,
+    bells: Bells,
     owner: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    celery = make_celery(settings)
-    lists = redis.Redis.from_url(valkey.client_url)
-    lists.flushdb()
-    with quiet.system() as session:
-        add_worker(session, Queue.IO, slots=2)
+    add_workers(quiet, queue=Queue.IO)
     giants = [add_job(quiet, objects, owner, GIANT_ITEMS) for _ in range(2)]
-    started = threading.Barrier(3, timeout=60)
     hasty = settings.model_copy(update={"io_turn_seconds": 0.2})
+    # Each slot has a time of its own, in which a giant's look takes half a second.
+    clock = threading.local()
+    monkeypatch.setattr("app.jobs.stint.monotonic_seconds", lambda: getattr(clock, "now", 0.0))
+    both_work = threading.Barrier(3, timeout=60)
+    small_wait, small_planned, over = threading.Event(), threading.Event(), threading.Event()
+    looks = dict.fromkeys(giants, 0)
     planned: list[str] = []
-    over = threading.Event()
+
+    def look_of_giant(job_id: str) -> bool:
+        clock.now = getattr(clock, "now", 0.0) + 0.5
+        looks[job_id] += 1
+        if looks[job_id] == 1:
+            both_work.wait()
+            assert small_wait.wait(60)
+        if looks[job_id] == GIVES_WAY_WITHIN:
+            assert small_planned.wait(60), "the giants went on while others waited"
+        return over.is_set()
 
     def serve_slot() -> None:
         """What one slot of an io worker does."""
-        waits_for_start = True
         while not over.is_set():
-            if lists.brpop([Queue.IO], timeout=1) is None:
+            if bells.redis.brpop([Queue.IO], timeout=1) is None:
                 continue
-            with quiet.system() as session:
-                rung = session.query(Chunk.id, Chunk.tenant_id, Chunk.job_id).where(
-                    Chunk.state == ChunkState.PENDING, Chunk.last_rung_at.is_not(None)
-                )
-                bells = list(rung.order_by(Chunk.last_rung_at))
-            for bell in bells:
-                # Any rung chunk serves as well as the bell's own: a bell is a hint.
-                lease = try_claim(quiet, bell.tenant_id, bell.id, task=ChunkTask.PLAN)
-                if lease is not None:
-                    break
-            else:
+            lease = claim_rung(quiet)
+            if lease is None:
                 continue
-            is_giant = bell.job_id in giants
-            if is_giant and waits_for_start:
-                started.wait()
-                waits_for_start = False
-
-            def look(slow: bool = is_giant) -> bool:
-                # A storage that takes its time: so a giant takes many seconds.
-                time.sleep(0.05 if slow else 0)
-                return over.is_set()
-
+            is_giant = lease.job_id in giants
+            look = partial(look_of_giant, lease.job_id) if is_giant else over.is_set
             if plan.plan_job(quiet, objects, hasty, lease, should_stop=look):
-                planned.append(bell.job_id)
+                planned.append(lease.job_id)
             else:
-                with quiet.tenant(bell.tenant_id) as session:
+                with quiet.tenant(lease.tenant_id) as session:
                     release_chunk(session, lease)
+            if len(planned) == 2:
+                small_planned.set()
             if len(planned) == 4:
                 over.set()
 
     def dispatch() -> None:
         while not over.wait(0.05):
-            relay_once(quiet, celery, ring_again_seconds=5, alive_seconds=600)
+            relay_once(quiet, bells.celery, ring_again_seconds=5, alive_seconds=600)
 
     with ThreadPoolExecutor(3) as slots:
         running = [slots.submit(step) for step in (dispatch, serve_slot, serve_slot)]
         try:
-            # Both giants hold a slot each before the small ones come.
-            started.wait()
+            both_work.wait()
             small = [add_job(quiet, objects, each, 20) for each in (make_tenant(quiet), owner)]
+            plans = [chunk_id for job_id in small for chunk_id in chunk_ids(quiet, job_id)]
+            wait_until(
+                lambda: all(look_at_chunk(quiet, each).last_rung_at for each in plans),
+                "the small ones are rung",
+            )
+            small_wait.set()
             over.wait(120)
         finally:
             over.set()
-            celery.close()
         for each in running:
             each.result()
     assert set(planned[:2]) == set(small)
@@ -171,4 +171,16 @@ def test_two_giant_plans_do_not_hold_up_small_ones_of_anyone(
     for giant in giants:
         assert look_at_job(quiet, owner, giant).state == JobState.QUEUED
         assert len(all_items(quiet, giant)) == GIANT_ITEMS
-    lists.close()
+
+
+def claim_rung(db: Database) -> Lease | None:
+    """The lease of the chunk that was rung first: any serves as well as the bell's own."""
+    rung = (
+        select(Chunk.id, Chunk.tenant_id)
+        .where(Chunk.state == ChunkState.PENDING, Chunk.last_rung_at.is_not(None))
+        .order_by(Chunk.last_rung_at)
+    )
+    with db.system() as session:
+        waiting = session.execute(rung).all()
+    leases = (try_claim(db, row.tenant_id, row.id, task=ChunkTask.PLAN) for row in waiting)
+    return next((lease for lease in leases if lease is not None), None)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import func, select, update
 
 from app.db.session import Database
 from app.errors import StorageAwayError, StorageError
-from app.jobs.states import ChunkState, ChunkTask, ItemState, JobState
-from app.jobs.tables import Chunk, Item, Job
+from app.jobs.states import ChunkState, ChunkTask, JobState
+from app.jobs.tables import Chunk
 from app.queues.names import Queue
 from app.settings import Settings
-from tests.factories import add_version, make_tenant
-from tests.jobs import add_planned_job, assert_closed, chunk_ids, look_at_chunk
+from tests.doors import worker_inside
+from tests.factories import add_version
+from tests.jobs import assert_closed, failed_items, look_at_chunk, make_due, make_job
 from tests.unit.pictures import DictStore, encode, picture, small_recogniser
 from worker.pipeline.values import ByteStream
 from worker.process import WorkerProcess
@@ -53,63 +53,44 @@ def store() -> FailingStore:
 
 
 @pytest.fixture
-def owner(quiet: Database) -> str:
-    """A tenant in the second database."""
-    return make_tenant(quiet)
-
-
-@pytest.fixture
 def process(
     settings: Settings, quiet: Database, store: FailingStore, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[WorkerProcess]:
     """A worker's inside that recognises with a small network and reads from the failing store."""
     recogniser = small_recogniser()
     monkeypatch.setattr(predict, "warm_recogniser", lambda *_: recogniser)
-    process = WorkerProcess(
-        settings.model_copy(update={"max_kills": 3, "outage_seconds": 0, "decode_processes": 1}),
-        Queue.INFERENCE,
-    )
-    process.db.close()
-    process.db = quiet
+    impatient = {"max_kills": 3, "outage_seconds": 0, "decode_processes": 1}
+    process = worker_inside(settings.model_copy(update=impatient), Queue.INFERENCE, quiet)
     process.store = store  # type: ignore[assignment]
     yield process
     process.decoder.close()
 
 
-def make_job(db: Database, tenant_id: str, size: int) -> tuple[str, str]:
+def add_pictures(db: Database, tenant_id: str) -> tuple[str, str]:
+    """A job over all twelve in one chunk, and the chunk."""
     with db.tenant(tenant_id) as session:
-        job_id = add_planned_job(session, tenant_id, size)
         version = add_version(session, tenant_id)
-        session.execute(update(Job).where(Job.id == job_id).values(model_version_id=version.id))
-    (chunk,) = chunk_ids(db, job_id)
+    job_id, (chunk,) = make_job(db, tenant_id, 12, model_version_id=version.id)
     return job_id, chunk
 
 
 def ring(process: WorkerProcess, db: Database, tenant_id: str, chunk_id: str) -> Chunk:
     """Answer a bell for the chunk, which is due; its row afterwards."""
-    with db.system() as session:
-        session.execute(update(Chunk).where(Chunk.id == chunk_id).values(due_at=func.now()))
+    make_due(db, chunk_id)
     open_door(
         process, ChunkTask.PREDICT, predict.predict_chunk, chunk_id=chunk_id, tenant_id=tenant_id
     )
     return look_at_chunk(db, chunk_id)
 
 
-def failed_items(db: Database, job_id: str) -> list[int]:
-    with db.system() as session:
-        return list(
-            session.scalars(
-                select(Item.ordinal)
-                .where(Item.job_id == job_id, Item.state == ItemState.FAILED)
-                .order_by(Item.ordinal)
-            )
-        )
+def failed_ordinals(db: Database, job_id: str) -> list[int]:
+    return [item.ordinal for item in failed_items(db, job_id)]
 
 
 def test_chunk_of_which_nothing_could_be_read_waits_and_then_succeeds(
     process: WorkerProcess, quiet: Database, owner: str, store: FailingStore
 ) -> None:
-    job_id, chunk = make_job(quiet, owner, 12)
+    job_id, chunk = add_pictures(quiet, owner)
     store.is_away = True
     row = ring(process, quiet, owner, chunk)
     assert (row.state, row.faults, row.kills) == (ChunkState.PENDING, 1, 0)
@@ -123,7 +104,7 @@ def test_chunk_of_which_nothing_could_be_read_waits_and_then_succeeds(
 def test_store_that_goes_in_the_middle_keeps_what_was_read_and_the_rest_waits(
     process: WorkerProcess, quiet: Database, owner: str, store: FailingStore
 ) -> None:
-    job_id, chunk = make_job(quiet, owner, 12)
+    job_id, chunk = add_pictures(quiet, owner)
     store.bad = {f"{number}.png" for number in range(5, 12)}
     row = ring(process, quiet, owner, chunk)
     assert (row.state, row.lo, row.hi, row.faults) == (ChunkState.PENDING, 5, 12, 1)
@@ -135,7 +116,7 @@ def test_store_that_goes_in_the_middle_keeps_what_was_read_and_the_rest_waits(
 def test_store_that_was_away_for_a_moment_costs_no_image_in_the_middle(
     process: WorkerProcess, quiet: Database, owner: str, store: FailingStore
 ) -> None:
-    job_id, chunk = make_job(quiet, owner, 12)
+    job_id, chunk = add_pictures(quiet, owner)
     store.bad = {"4.png"}
     row = ring(process, quiet, owner, chunk)
     assert (row.state, row.lo, row.hi, row.faults) == (ChunkState.PENDING, 4, 12, 1)
@@ -148,7 +129,7 @@ def test_many_objects_without_an_answer_are_asked_for_as_long_as_an_outage_may_l
     process: WorkerProcess, quiet: Database, owner: str, store: FailingStore
 ) -> None:
     process.settings = process.settings.model_copy(update={"outage_seconds": 120})
-    job_id, chunk = make_job(quiet, owner, 12)
+    job_id, chunk = add_pictures(quiet, owner)
     store.is_away = True
     for faults in (1, 2, 3, 4):
         assert ring(process, quiet, owner, chunk).faults == faults
@@ -160,11 +141,11 @@ def test_many_objects_without_an_answer_are_asked_for_as_long_as_an_outage_may_l
 def test_object_that_the_store_refuses_is_its_item_s_error_at_once(
     process: WorkerProcess, quiet: Database, owner: str, store: FailingStore
 ) -> None:
-    job_id, chunk = make_job(quiet, owner, 12)
+    job_id, chunk = add_pictures(quiet, owner)
     store.refused = {"4.png"}
     ring(process, quiet, owner, chunk)
     job = assert_closed(quiet, owner, job_id, JobState.PARTIALLY_SUCCEEDED)
-    assert (job.succeeded, failed_items(quiet, job_id)) == (11, [4])
+    assert (job.succeeded, failed_ordinals(quiet, job_id)) == (11, [4])
 
 
 @pytest.mark.parametrize("bad", [4, 11])
@@ -172,23 +153,23 @@ def test_single_object_that_fails_again_and_again_in_a_store_that_answers_is_its
     process: WorkerProcess, quiet: Database, owner: str, store: FailingStore, bad: int
 ) -> None:
     process.settings = process.settings.model_copy(update={"outage_seconds": 3600})
-    job_id, chunk = make_job(quiet, owner, 12)
+    job_id, chunk = add_pictures(quiet, owner)
     store.bad = {f"{bad}.png"}
     for faults in (1, 2):
         assert ring(process, quiet, owner, chunk).faults == faults
     ring(process, quiet, owner, chunk)
     job = assert_closed(quiet, owner, job_id, JobState.PARTIALLY_SUCCEEDED)
-    assert (job.succeeded, failed_items(quiet, job_id)) == (11, [bad])
+    assert (job.succeeded, failed_ordinals(quiet, job_id)) == (11, [bad])
 
 
 def test_objects_that_fail_at_every_try_are_their_items_errors_in_the_end(
     process: WorkerProcess, quiet: Database, owner: str, store: FailingStore
 ) -> None:
-    job_id, chunk = make_job(quiet, owner, 12)
+    job_id, chunk = add_pictures(quiet, owner)
     store.bad = {f"{number}.png" for number in range(12)}
     for faults in (1, 2):
         assert ring(process, quiet, owner, chunk).faults == faults
     ring(process, quiet, owner, chunk)
     job = assert_closed(quiet, owner, job_id, JobState.FAILED)
     assert (job.error or {})["code"] == "all_items_failed"
-    assert failed_items(quiet, job_id) == list(range(12))
+    assert failed_ordinals(quiet, job_id) == list(range(12))

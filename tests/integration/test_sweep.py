@@ -16,33 +16,20 @@ from app.jobs.progress import get_job
 from app.jobs.record import record_chunk, record_failure
 from app.jobs.states import ChunkState, ChunkTask, JobKind, JobState
 from app.jobs.tables import Chunk, Job, WorkerRow
-from tests.factories import add_job, make_tenant
+from tests.factories import add_job
 from tests.jobs import (
     add_chunk,
-    add_planned_job,
     add_worker,
     assert_closed,
     at_once,
-    chunk_ids,
     claim,
     let_lease_end,
     look_at_chunk,
     look_at_job,
+    make_job,
     rows_of,
 )
 from tests.service import wait_until
-
-
-@pytest.fixture
-def owner(quiet: Database) -> str:
-    """A tenant in the second database."""
-    return make_tenant(quiet)
-
-
-def make_job(db: Database, tenant_id: str, *sizes: int) -> tuple[str, list[str]]:
-    with db.tenant(tenant_id) as session:
-        job_id = add_planned_job(session, tenant_id, *sizes)
-    return job_id, chunk_ids(db, job_id)
 
 
 def test_sweep_leaves_what_is_well_alone(quiet: Database, owner: str) -> None:

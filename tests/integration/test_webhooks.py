@@ -2,123 +2,36 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import pytest
 from sqlalchemy import func, select, update
 
 from app.db.session import Database
 from app.dispatch.cleanup_rows import clean_rows
 from app.dispatch.fan_out import fan_out
 from app.dispatch.gauges import DispatcherGauges
-from app.dispatch.notify import notifying
-from app.dispatch.stops import end_stopped_jobs
 from app.jobs.cancel import cancel_job
 from app.jobs.events import Event
 from app.jobs.states import EventState
 from app.settings import Settings
 from app.stack.processes import free_port
-from app.webhooks.deliver import (
-    MOST_TRIES,
-    Claimed,
-    back_off_seconds,
-    claim_delivery,
-    deliver,
-    record_outcome,
-)
+from app.webhooks.deliver import MOST_TRIES, back_off_seconds, deliver
 from app.webhooks.deliveries import replay_delivery, send_test
-from app.webhooks.register import create_webhook, enable_webhook, get_webhook
-from app.webhooks.send import Outcome
+from app.webhooks.register import enable_webhook, get_webhook
 from app.webhooks.states import DeliveryState, WebhookState
 from app.webhooks.tables import WebhookDelivery
 from tests.factories import make_tenant
 from tests.jobs import add_planned_job, at_once
 from tests.receiver import Receiver
-from tests.service import environment, wait_until
-
-LOCAL = ["127.0.0.1:*"]
-
-
-@pytest.fixture
-def local(settings: Settings) -> Settings:
-    """Settings that let webhooks go to this machine."""
-    return settings.model_copy(update={"webhook_hosts": ",".join(LOCAL)})
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as receiver:
-        yield receiver
-
-
-def add_webhook(db: Database, tenant_id: str, url: str, *events: str) -> str:
-    with db.tenant(tenant_id) as session:
-        return create_webhook(
-            session, tenant_id, url=url, events=events or ("job.cancelled",), allowed=LOCAL
-        ).id
-
-
-def cancelled_job(db: Database, tenant_id: str) -> str:
-    """The id of a job that has been cancelled: two events."""
-    with db.tenant(tenant_id) as session:
-        job_id = add_planned_job(session, tenant_id, 3)
-        cancel_job(session, tenant_id, job_id)
-    end_stopped_jobs(db)
-    return job_id
-
-
-def deliveries_of(db: Database, webhook_id: str) -> list[WebhookDelivery]:
-    with db.system() as session:
-        return list(
-            session.scalars(
-                select(WebhookDelivery)
-                .where(WebhookDelivery.webhook_id == webhook_id)
-                .order_by(WebhookDelivery.due_at)
-            )
-        )
-
-
-def only_delivery(db: Database, webhook_id: str) -> WebhookDelivery:
-    (delivery,) = deliveries_of(db, webhook_id)
-    return delivery
-
-
-def make_due(db: Database, webhook_id: str) -> None:
-    """Let the time until the next try, or the end of a lease, pass."""
-    with db.system() as session:
-        session.execute(
-            update(WebhookDelivery)
-            .where(WebhookDelivery.webhook_id == webhook_id)
-            .values(due_at=func.now() - func.make_interval(0, 0, 0, 0, 0, 0, 1))
-        )
-
-
-def claim(db: Database) -> Claimed | None:
-    with db.system() as session:
-        return claim_delivery(session)
-
-
-def send_all(db: Database) -> int:
-    """Fan out and send until nothing is due; how many POSTs."""
-    while fan_out(db):
-        continue
-    count = 0
-    while claimed := claim(db):
-        deliver(db, claimed, LOCAL)
-        count += 1
-    return count
-
-
-@contextmanager
-def delivering(settings: Settings, db: Database) -> Iterator[None]:
-    with notifying(settings, db, threading.Event()):
-        yield
+from tests.service import wait_until
+from tests.webhooks import (
+    add_webhook,
+    cancelled_job,
+    claim_next,
+    deliveries_of,
+    delivering,
+    make_due,
+    only_delivery,
+    send_all,
+)
 
 
 def test_event_is_delivered_with_what_happened(
@@ -292,134 +205,13 @@ def test_host_that_is_allowed_no_more_is_not_asked(quiet: Database, receiver: Re
     cancelled_job(quiet, owner)
     while fan_out(quiet):
         continue
-    claimed = claim(quiet)
+    claimed = claim_next(quiet)
     assert claimed is not None
     deliver(quiet, claimed, ["example.com"])
     assert receiver.received == []
     waiting = only_delivery(quiet, webhook)
     assert waiting.state == DeliveryState.PENDING
     assert "DARKROOM_WEBHOOK_HOSTS" in (waiting.last_error or "")
-
-
-def test_sender_whose_lease_has_ended_records_nothing(quiet: Database, receiver: Receiver) -> None:
-    owner = make_tenant(quiet)
-    webhook = add_webhook(quiet, owner, receiver.url)
-    cancelled_job(quiet, owner)
-    while fan_out(quiet):
-        continue
-    frozen = claim(quiet)
-    assert frozen is not None
-    assert claim(quiet) is None
-    make_due(quiet, webhook)
-    second = claim(quiet)
-    assert second is not None
-    assert second.attempt == frozen.attempt + 1
-    with quiet.system() as session:
-        assert not record_outcome(session, frozen, Outcome(status=500, error="late"))
-        assert record_outcome(session, second, Outcome(status=200))
-        assert not record_outcome(session, frozen, Outcome(status=500, error="later"))
-    assert only_delivery(quiet, webhook).state == DeliveryState.DELIVERED
-
-
-def test_claims_at_once_never_take_the_same_delivery(quiet: Database) -> None:
-    owner = make_tenant(quiet)
-    webhook = add_webhook(quiet, owner, "http://127.0.0.1:9/")
-    with quiet.tenant(owner) as session:
-        for _ in range(8):
-            send_test(session, owner, webhook)
-    taken = [each for each in at_once(*[lambda: claim(quiet)] * 8) if isinstance(each, Claimed)]
-    assert taken
-    assert len({each.id for each in taken}) == len(taken)
-
-
-def test_slow_receivers_of_one_tenant_do_not_hold_up_anothers(
-    quiet: Database, local: Settings, receiver: Receiver
-) -> None:
-    slow, quick = make_tenant(quiet), make_tenant(quiet)
-    released, asked = threading.Event(), threading.Semaphore(0)
-    with Receiver() as stuck:
-
-        def hang(handler: object) -> None:
-            asked.release()
-            released.wait(60)
-
-        stuck.answer = hang
-        webhook = add_webhook(quiet, slow, stuck.url)
-        with quiet.tenant(slow) as session:
-            for _ in range(10):
-                send_test(session, slow, webhook)
-        add_webhook(quiet, quick, receiver.url)
-        with delivering(local.model_copy(update={"webhook_slots": 4}), quiet):
-            assert asked.acquire(timeout=30)
-            cancelled_job(quiet, quick)
-            wait_until(lambda: receiver.received, "the other tenant is told")
-            # A fourth of the slots is all that the slow one gets.
-            assert len(stuck.received) == 1
-            stuck.answer = None
-            released.set()
-
-
-def test_slow_receiver_of_a_tenant_does_not_hold_up_its_other_webhooks(
-    quiet: Database, local: Settings, receiver: Receiver
-) -> None:
-    owner = make_tenant(quiet)
-    released, asked = threading.Event(), threading.Semaphore(0)
-    with Receiver() as stuck:
-
-        def hang(handler: object) -> None:
-            asked.release()
-            released.wait(60)
-
-        stuck.answer = hang
-        webhook = add_webhook(quiet, owner, stuck.url, "job.expired")
-        with quiet.tenant(owner) as session:
-            for _ in range(10):
-                send_test(session, owner, webhook)
-        add_webhook(quiet, owner, receiver.url)
-        with delivering(local.model_copy(update={"webhook_slots": 8}), quiet):
-            assert asked.acquire(timeout=30)
-            cancelled_job(quiet, owner)
-            wait_until(lambda: receiver.received, "the other webhook is told", seconds=10)
-            assert len(stuck.received) == 1
-            stuck.answer = None
-            released.set()
-
-
-def test_dispatcher_killed_after_the_post_sends_it_again_under_the_same_id(
-    quiet: Database, local: Settings, receiver: Receiver
-) -> None:
-    owner = make_tenant(quiet)
-    webhook = add_webhook(quiet, owner, receiver.url)
-    cancelled_job(quiet, owner)
-    program = (
-        "import os, signal\n"
-        "from app.points import arm\n"
-        "arm(lambda at: os.kill(os.getpid(), signal.SIGKILL) if at == 'webhook_posted' else None)\n"
-        "from app.dispatch.run import main\n"
-        "main()\n"
-    )
-    urls = {
-        name: getattr(quiet, door).url.render_as_string(hide_password=False)
-        for name, door in (("database_url", "_engine"), ("system_database_url", "_system_engine"))
-    }
-    died = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment(local, **urls),
-        cwd=os.getcwd(),
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert died.returncode == -signal.SIGKILL, died.stdout
-    left = only_delivery(quiet, webhook)
-    assert (left.state, left.attempt, len(receiver.received)) == (DeliveryState.SENDING, 1, 1)
-    with delivering(local, quiet):
-        make_due(quiet, webhook)
-        wait_until(lambda: only_delivery(quiet, webhook).delivered_at, "it is delivered")
-    first, second = receiver.received
-    assert first.webhook_id == second.webhook_id == left.id
-    assert first.body == second.body
-    assert only_delivery(quiet, webhook).attempt == 2
 
 
 def test_gauges_tell_what_is_owed(quiet: Database, settings: Settings, receiver: Receiver) -> None:

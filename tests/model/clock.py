@@ -12,10 +12,9 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from app.db.migrate import upgrade
-from app.db.roles import API_ROLE, SYSTEM_ROLE, ensure_roles
 from app.db.session import Database
 from app.stack.postgres import ADMIN, LocalPostgres
+from tests.local_parts import build_database
 
 _SCHEMA = """
 CREATE SCHEMA fake;
@@ -62,17 +61,9 @@ class TimedDatabase:
     """The migrated database ``name`` under a clock that stands still until it is advanced."""
 
     def __init__(self, postgres: LocalPostgres, name: str) -> None:
-        secrets = postgres.secrets
-        ensure_roles(
-            postgres.admin_url,
-            name,
-            api_password=secrets.api_password,
-            system_password=secrets.system_password,
-        )
-        system_url = postgres.url(SYSTEM_ROLE, secrets.system_password, database=name)
-        upgrade(system_url)
+        urls = build_database(postgres, name)
         self._admin = psycopg.connect(
-            postgres.url(ADMIN, secrets.admin_password, database=name), autocommit=True
+            postgres.url(ADMIN, postgres.secrets.admin_password, database=name), autocommit=True
         )
         self._admin.execute(_SCHEMA)
         self._admin.execute(_BIND_DEFAULTS)
@@ -81,9 +72,7 @@ class TimedDatabase:
                 sql.Identifier(name)
             )
         )
-        self.db = Database(
-            postgres.url(API_ROLE, secrets.api_password, database=name), system_url, pool_size=3
-        )
+        self.db = Database(*urls, pool_size=3)
 
     def clear(self) -> None:
         """Forget every row; the clock goes on from where it stands."""

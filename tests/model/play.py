@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import random
 import sys
-import tempfile
 import traceback
-from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, seed
 from hypothesis import settings as budget
@@ -17,6 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from app.clock import monotonic_seconds
 from app.stack.postgres import LocalPostgres
+from tests.local_parts import scratch_folder
 from tests.model.clock import TimedDatabase
 from tests.model.machine import JobMachine
 
@@ -53,17 +52,15 @@ def main() -> int:
     number = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(2**32)
     print(f"up to {STEPS} steps each; SEED={number} repeats them")  # noqa: T201  (it speaks)
     began, failures = monotonic_seconds(), 0
-    with tempfile.TemporaryDirectory(prefix="darkroom-fuzz-") as folder:
-        Path(folder).chmod(0o711)
-        with LocalPostgres(Path(folder), fast=True) as postgres:
-            timed = TimedDatabase(postgres, "timed")
-            try:
-                play(timed, examples=examples, number=number)
-            except Exception:
-                traceback.print_exc()
-                failures = 1
-            finally:
-                timed.close()
+    with scratch_folder() as folder, LocalPostgres(folder, fast=True) as postgres:
+        timed = TimedDatabase(postgres, "timed")
+        try:
+            play(timed, examples=examples, number=number)
+        except Exception:
+            traceback.print_exc()
+            failures = 1
+        finally:
+            timed.close()
     print(  # noqa: T201
         f"fuzz examples={JobMachine.examples} steps={JobMachine.steps} failures={failures} "
         f"seed={number} seconds={monotonic_seconds() - began:.0f}"

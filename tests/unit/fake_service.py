@@ -54,6 +54,11 @@ class FakeService:
         return reply(request) if callable(reply) else reply
 
 
+def sent(service: FakeService, road: str) -> Any:
+    """The body of the last request that took a road."""
+    return json.loads(service.asked(road)[-1].content)
+
+
 def answer(body: Any, status: int = 200, **headers: str) -> httpx2.Response:
     """A JSON answer; ``Retry_After`` becomes ``Retry-After``."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from app.errors import ObjectMissingError
 from app.models.spec import ModelSpec, PreprocessSpec
@@ -82,3 +85,18 @@ def small_recogniser(classes: int = 3) -> Recogniser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Recogniser(small_spec(classes), SmallCnn(classes), "cpu")
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Teach on one thread: networks this small only wait for each other's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    """Both hold the same tensors, bit for bit."""
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)

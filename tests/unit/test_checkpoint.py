@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from app.errors import InvalidInputError
 from app.training.recipe import TrainingRecipe
-from tests.unit.pictures import small_spec, stripes
+from tests.unit.pictures import assert_same, one_torch_thread, small_spec, stripes
 from worker.recognisers.registry import build_module
 from worker.training import fit as fit_module
 from worker.training.checkpoint import (
@@ -35,10 +35,8 @@ STEPS = 15
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_torch_thread():
+        yield
 
 
 class Run:
@@ -92,11 +90,6 @@ class Run:
 
 def numbers(reports: list[EpochReport]) -> list[EpochReport]:
     return [replace(report, seconds=0.0) for report in reports]
-
-
-def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("steps", [1, 5, 7, 10, 14, 15])

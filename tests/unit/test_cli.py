@@ -5,12 +5,9 @@ import sys
 
 import httpx2
 import pytest
-from typer.testing import CliRunner
 
-from app.cli.connect import Service
 from app.cli.exits import EXIT_CODES, Exit
-from app.cli.main import app
-from tests.unit.fake_service import KEY, URL, FakeService, answer, job, page, problem
+from tests.unit.fake_service import URL, answer, job, page, problem, sent
 
 UPLOAD = {
     "id": "upl_1",
@@ -29,29 +26,6 @@ VERSION = {
     "state": "ready",
     "aliases": ["production"],
 }
-
-
-@pytest.fixture
-def service():
-    return FakeService()
-
-
-@pytest.fixture
-def run(service, monkeypatch):
-    """Runs a command line against the fake service."""
-    monkeypatch.setenv("DARKROOM_API_KEY", KEY)
-    monkeypatch.setattr("app.client.transport.back_off", lambda attempt: 0.0)
-
-    def invoke(*words):
-        return CliRunner().invoke(
-            app, [str(word) for word in words], obj=Service(url=URL, http=service.transport)
-        )
-
-    return invoke
-
-
-def sent(service, road):
-    return json.loads(service.asked(road)[-1].content)
 
 
 def test_submit_of_a_prefix_prints_the_job_id_alone_on_stdout(service, run):

@@ -3,37 +3,12 @@ from datetime import UTC, datetime
 
 import pytest
 import typer
-from typer.testing import CliRunner
 
-from app.cli.connect import Service
 from app.cli.exits import Exit
 from app.cli.limits import read_deadline, read_max_failed
-from app.cli.main import app
-from tests.unit.fake_service import KEY, URL, FakeService, answer, job, page, problem
+from tests.unit.fake_service import answer, job, page, problem, sent
 
 NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-def service():
-    return FakeService()
-
-
-@pytest.fixture
-def run(service, monkeypatch):
-    """Runs a command line against the fake service."""
-    monkeypatch.setenv("DARKROOM_API_KEY", KEY)
-
-    def invoke(*words):
-        return CliRunner().invoke(
-            app, [str(word) for word in words], obj=Service(url=URL, http=service.transport)
-        )
-
-    return invoke
-
-
-def sent(service, road):
-    return json.loads(service.asked(road)[-1].content)
 
 
 @pytest.mark.parametrize(

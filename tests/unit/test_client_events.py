@@ -37,11 +37,6 @@ def stream(*events: dict[str, Any], cut: str = "", retry: int = 1000) -> httpx2.
     return httpx2.Response(200, content=(text + cut).encode(), headers=headers)
 
 
-@pytest.fixture
-def service() -> FakeService:
-    return FakeService()
-
-
 def test_stream_that_ended_goes_on_after_the_last_event(service: FakeService) -> None:
     service.on(
         ROAD,

@@ -6,12 +6,7 @@ import pytest
 
 from app.client import ApiError, Darkroom
 from app.client.address import find_address
-from tests.unit.fake_service import KEY, URL, FakeService, answer, job, page, problem
-
-
-@pytest.fixture
-def service():
-    return FakeService()
+from tests.unit.fake_service import KEY, URL, answer, job, page, problem
 
 
 def test_every_call_carries_the_key_and_every_post_an_idempotency_key(service):

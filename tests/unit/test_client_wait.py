@@ -3,7 +3,7 @@ import pytest
 
 from app.client import ApiError
 from app.client.jobs import Jobs
-from tests.unit.fake_service import FakeService, answer, job, problem
+from tests.unit.fake_service import answer, job, problem
 
 ROAD = "GET /v1/jobs/job_1"
 
@@ -31,11 +31,6 @@ class Clock:
 @pytest.fixture
 def clock():
     return Clock()
-
-
-@pytest.fixture
-def service():
-    return FakeService()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from tests.unit.pictures import (
     MAX_PIXELS,
     DictStore,
     encode,
+    one_torch_thread,
     picture,
     small_spec,
     stripes,
@@ -31,11 +32,8 @@ from worker.training.seed import seeded
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    # Networks this small only wait for each other's threads.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_torch_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
