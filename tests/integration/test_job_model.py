@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from app.dispatch import stops, sweep
-from app.jobs import claim, finalize, pause, record
+from app.jobs import claim, finalize, pause, record, retried
 from app.jobs.claim import Lease
 from app.jobs.move import move_job
 from app.jobs.states import JobKind, JobState
@@ -23,6 +23,8 @@ from tests.model.clock import TimedDatabase
 from tests.model.drive import Driver
 from tests.model.look import check
 from tests.model.play import play
+from tests.model.reading import plan_done, plan_more
+from tests.model.retry import plan_retry, retry
 from tests.model.values import LEASE_SECONDS, UNBOUNDED, Attempt, Bounds, rows_for
 
 #: Half a minute; `make fuzz` plays thousands.
@@ -134,8 +136,8 @@ def a_plan_is_paused_and_resumed(driver: Driver) -> None:
     plan = submit_and_claim(driver, kind=JobKind.PREDICT)
     driver.pause(plan.lease.job_id)
     check(driver.timed, driver.world)
-    driver.plan_more(plan, (2, 2))
-    driver.plan_done(plan)
+    plan_more(driver, plan, (2, 2))
+    plan_done(driver, plan)
     driver.resume(plan.lease.job_id)
     finish(driver, claim_next(driver))
 
@@ -149,6 +151,17 @@ def an_item_kills_its_workers(driver: Driver) -> None:
         claim_next(driver)
 
 
+def what_failed_is_retried(driver: Driver) -> None:
+    held = submit_and_claim(driver)
+    finish(driver, held, failing=2)
+    driver.cancel(held.lease.job_id)
+    driver.sweep()
+    retry(driver, held.lease.job_id, "failed")
+    plan_retry(driver, claim_next(driver))
+    check(driver.timed, driver.world)
+    finish(driver, claim_next(driver))
+
+
 GAMES: list[Game] = [
     a_worker_comes_back_too_late,
     two_chunks_are_recorded,
@@ -160,6 +173,7 @@ GAMES: list[Game] = [
     a_deadline_passes,
     a_plan_is_paused_and_resumed,
     an_item_kills_its_workers,
+    what_failed_is_retried,
 ]
 
 
@@ -201,6 +215,7 @@ def _no_rest(counter: str) -> dict[str, Any]:
         (sweep, "stop_overdue_jobs", lambda _: 0, a_deadline_passes),
         (pause, "move_job", lambda *_, **__: False, a_plan_is_paused_and_resumed),
         (sweep, "narrow_poisoned", lambda _: Counter(), an_item_kills_its_workers),
+        (retried, "takes", lambda _which, state: state != "succeeded", what_failed_is_retried),
     ],
 )
 def test_game_shows_a_broken_rule(

@@ -20,20 +20,19 @@ from app.jobs.claim import (
     release_chunk,
     suspect_kills,
 )
+from app.jobs.item_rows import ItemRow
 from app.jobs.narrow import narrow_failing_chunk
 from app.jobs.pause import pause_job, resume_job
 from app.jobs.record import (
     record_chunk,
     record_failure,
-    record_part,
-    record_plan,
     record_prefix,
     record_stopped,
 )
 from app.jobs.states import ChunkTask, ItemState, JobKind, JobState
 from app.jobs.tables import Chunk, Job, WorkerRow
 from app.queues.names import Queue
-from tests.factories import add_job, make_tenant
+from tests.factories import add_job, add_version, make_tenant
 from tests.jobs import add_chunk, add_planned_job, add_worker, chunk_ids
 from tests.model.bells import HeardBell, RememberedBells
 from tests.model.clock import TimedDatabase
@@ -62,6 +61,7 @@ class Driver:
         self.world = World(timed.now(), self._find_chunk)
         self.bells = RememberedBells()
         self.tenants = [make_tenant(self.db) for _ in range(2)]
+        self.versions = {tenant_id: self._add_version(tenant_id) for tenant_id in self.tenants}
         self.attempts: list[Attempt] = []
         self.workers: list[str] = []
         for queue in (Queue.INFERENCE, Queue.IO):
@@ -74,8 +74,10 @@ class Driver:
     def submit(self, tenant_id: str, sizes: Sequence[int], bounds: Bounds = UNBOUNDED) -> None:
         with self.db.tenant(tenant_id) as session:
             job_id = add_planned_job(session, tenant_id, *sizes)
-            self._bind(session.get_one(Job, job_id), bounds)
-        job = self._model_job(job_id, tenant_id, JobKind.PREDICT, JobState.QUEUED, bounds)
+            row = session.get_one(Job, job_id)
+            row.model_version_id = self.versions[tenant_id]
+            self._bind(row, bounds)
+        job = self.add_job(job_id, tenant_id, JobKind.PREDICT, JobState.QUEUED, bounds)
         job.total, job.sealed, job.was_queued = sum(sizes), True, True
         lo = 0
         for chunk_id, size in zip(chunk_ids(self.db, job_id), sizes, strict=True):
@@ -91,13 +93,12 @@ class Driver:
         with self.db.tenant(tenant_id) as session:
             job = add_job(session, tenant_id, kind, state)
             job.input = {"prefix": "s3://photos/"}
+            job.model_version_id = self.versions[tenant_id]
             if state == JobState.QUEUED:
                 job.queued_at = func.now()
             self._bind(job, bounds)
             chunk = add_chunk(session, job, task)
-        self._model_job(job.id, tenant_id, kind, state, bounds).was_queued = (
-            state == JobState.QUEUED
-        )
+        self.add_job(job.id, tenant_id, kind, state, bounds).was_queued = state == JobState.QUEUED
         self.world.add_chunk(job.id, chunk.id, task)
 
     def claim(
@@ -124,7 +125,7 @@ class Driver:
         assert (lease.attempt, lease.lo, lease.hi) == (chunk.attempt, chunk.lo, chunk.hi)
         if lease.has_items:
             found = [row[0] for row in (lease.items or {})["rows"]]
-            assert found == [f"item {ordinal}" for ordinal in range(lease.lo, lease.hi)]
+            assert found == [job.name_of(ordinal) for ordinal in range(lease.lo, lease.hi)]
         attempt = Attempt(lease, (lease.cursor or {}).get("position", 0), None)
         self.attempts.append(attempt)
         return attempt
@@ -152,70 +153,44 @@ class Driver:
             done = release_chunk(session, lease, delay_seconds=delay, failed=failed)
         assert done == self.world.release(lease.chunk_id, lease.attempt, delay, failed=failed)
 
+    def is_retry(self, attempt: Attempt) -> bool:
+        """Whether its job tries again what another left."""
+        return self.world.jobs[attempt.lease.job_id].retry_of is not None
+
+    def holds(self, attempt: Attempt) -> bool:
+        """Whether the attempt may still write."""
+        return self.world.holds(*key(attempt))
+
     def record(self, attempt: Attempt, rows: Mapping[int, ItemState]) -> None:
-        taken = self._write(attempt, lambda s: record_chunk(s, attempt.lease, item_rows(rows)))
-        assert taken == self.world.record(*_key(attempt), rows)
+        taken = self.write(
+            attempt, lambda s: record_chunk(s, attempt.lease, self.item_rows(attempt, rows))
+        )
+        assert taken == self.world.record(*key(attempt), rows)
 
     def record_prefix(self, attempt: Attempt, rows: Mapping[int, ItemState]) -> None:
-        taken = self._write(attempt, lambda s: record_prefix(s, attempt.lease, item_rows(rows)))
-        assert taken == self.world.record_prefix(*_key(attempt), rows)
+        taken = self.write(
+            attempt, lambda s: record_prefix(s, attempt.lease, self.item_rows(attempt, rows))
+        )
+        assert taken == self.world.record_prefix(*key(attempt), rows)
 
     def record_stopped(self, attempt: Attempt, rows: Mapping[int, ItemState]) -> None:
-        taken = self._write(attempt, lambda s: record_stopped(s, attempt.lease, item_rows(rows)))
-        assert taken == self.world.record_stopped(*_key(attempt), rows)
+        taken = self.write(
+            attempt, lambda s: record_stopped(s, attempt.lease, self.item_rows(attempt, rows))
+        )
+        assert taken == self.world.record_stopped(*key(attempt), rows)
 
     def record_failure(self, attempt: Attempt) -> None:
         error = {"code": "x", "detail": "y"}
-        taken = self._write(attempt, lambda s: record_failure(s, attempt.lease, error))
-        assert taken == self.world.record_failure(*_key(attempt))
+        taken = self.write(attempt, lambda s: record_failure(s, attempt.lease, error))
+        assert taken == self.world.record_failure(*key(attempt))
 
     def narrow_failing(self, attempt: Attempt, delay: float) -> None:
         error = {"code": "x", "detail": "y"}
-        taken = self._write(
+        taken = self.write(
             attempt,
             lambda s: narrow_failing_chunk(s, attempt.lease, error, delay_seconds=delay),
         )
-        assert taken == self.world.narrow_failing(*_key(attempt), delay)
-
-    def plan_more(self, attempt: Attempt, sizes: Sequence[int]) -> None:
-        """A plan commits the chunks it has cut together with the position they reach."""
-        lease, added = attempt.lease, sum(sizes)
-        cut: list[tuple[str, int, int]] = []
-
-        def write(session: Session) -> None:
-            cursor = {"position": attempt.position + added}
-            record_part(session, lease, cursor=cursor, added=added, lease_seconds=LEASE_SECONDS)
-            job, lo = session.get_one(Job, lease.job_id), attempt.position
-            for size in sizes:
-                chunk = add_chunk(session, job, ChunkTask.PREDICT, lo, lo + size)
-                cut.append((chunk.id, lo, lo + size))
-                lo += size
-
-        taken = self._write(attempt, write)
-        assert taken == self.world.record_part(*_key(attempt), {}, added=added)
-        if taken:
-            attempt.position += added
-            for chunk_id, lo, hi in cut:
-                self.world.add_chunk(lease.job_id, chunk_id, ChunkTask.PREDICT, lo, hi)
-
-    def plan_done(self, attempt: Attempt) -> None:
-        taken = self._write(attempt, lambda s: record_plan(s, attempt.lease))
-        assert taken == self.world.record_plan(*_key(attempt))
-
-    def survey(self, attempt: Attempt, count: int) -> None:
-        """An ingest learns how many items its archive holds."""
-        taken = self._part(attempt, {"position": 0}, {}, added=count, seal=True)
-        assert taken == self.world.record_part(*_key(attempt), {}, added=count, seal=True)
-
-    def pack(self, attempt: Attempt, rows: Mapping[int, ItemState]) -> None:
-        """An ingest records a shard, and the chunk with the last one."""
-        position = attempt.position + len(rows)
-        taken = self._part(attempt, {"position": position}, rows)
-        assert taken == self.world.record_part(*_key(attempt), rows)
-        if taken:
-            attempt.position = position
-            if position == self.world.jobs[attempt.lease.job_id].total:
-                self.record(attempt, {})
+        assert taken == self.world.narrow_failing(*key(attempt), delay)
 
     def cancel(self, job_id: str) -> None:
         assert self._told(cancel_job, job_id) == self.world.cancel(job_id)
@@ -293,9 +268,15 @@ class Driver:
             job.deadline_at = datetime.fromtimestamp(moment, UTC)
         job.max_failed_items, job.max_failed_fraction = bounds.failed_items, bounds.failed_fraction
 
-    def _model_job(
-        self, job_id: str, tenant_id: str, kind: JobKind, state: JobState, bounds: Bounds
+    def add_job(
+        self,
+        job_id: str,
+        tenant_id: str,
+        kind: JobKind,
+        state: JobState,
+        bounds: Bounds = UNBOUNDED,
     ) -> ModelJob:
+        """Tell the model of a job that the database has."""
         job = ModelJob(job_id, tenant_id, kind, state)
         if bounds.seconds is not None:
             job.deadline_at = self.world.now + bounds.seconds
@@ -303,33 +284,20 @@ class Driver:
         self.world.add_job(job)
         return job
 
+    def _add_version(self, tenant_id: str) -> str:
+        with self.db.tenant(tenant_id) as session:
+            return add_version(session, tenant_id).id
+
     def _start_worker(self, queue: Queue) -> None:
         with self.db.system() as session:
             self.workers.append(add_worker(session, queue, slots=_SLOTS))
 
-    def _part(
-        self,
-        attempt: Attempt,
-        cursor: dict[str, int],
-        rows: Mapping[int, ItemState],
-        *,
-        added: int = 0,
-        seal: bool = False,
-    ) -> bool:
-        def write(session: Session) -> None:
-            record_part(
-                session,
-                attempt.lease,
-                item_rows(rows),
-                cursor=cursor,
-                added=added,
-                seal=seal,
-                lease_seconds=LEASE_SECONDS,
-            )
+    def item_rows(self, attempt: Attempt, rows: Mapping[int, ItemState]) -> list[ItemRow]:
+        """What the attempt records of its job's items."""
+        return item_rows(self.world.jobs[attempt.lease.job_id], rows)
 
-        return self._write(attempt, write)
-
-    def _write(self, attempt: Attempt, write: Callable[[Session], object]) -> bool:
+    def write(self, attempt: Attempt, write: Callable[[Session], object]) -> bool:
+        """Whether the attempt still held its lease, and so what it writes is kept."""
         try:
             with self.db.tenant(attempt.lease.tenant_id) as session:
                 write(session)
@@ -338,5 +306,6 @@ class Driver:
         return True
 
 
-def _key(attempt: Attempt) -> tuple[str, int]:
+def key(attempt: Attempt) -> tuple[str, int]:
+    """How the model knows the attempt."""
     return attempt.lease.chunk_id, attempt.lease.attempt

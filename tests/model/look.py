@@ -17,13 +17,13 @@ from tests.model.world import World
 
 _JOBS = """
     SELECT id, state, total, succeeded, failed, skipped, cancelled, expired,
-           sealed_at IS NOT NULL, seq, stop_reason, ended_at IS NOT NULL
+           sealed_at IS NOT NULL, seq, stop_reason, ended_at IS NOT NULL, retry_of
     FROM jobs"""
 _CHUNKS = """
     SELECT id, state, lo, hi, attempt, kills, faults, worker_id,
            extract(epoch FROM lease_until)::float
     FROM chunks"""
-_ITEMS = "SELECT job_id, ordinal, state, attempt FROM items"
+_ITEMS = "SELECT job_id, ordinal, custom_id, state, attempt FROM items"
 _MOVES = "SELECT kind, id, source, target FROM fake.moves ORDER BY number"
 # Each query lists the rows that break a rule, whatever the model thinks.
 _BREACHES = {
@@ -97,7 +97,7 @@ def check(timed: TimedDatabase, world: World) -> None:
     assert {row[0]: row[1:] for row in timed.read(_CHUNKS)} == _expected_chunks(world)
     items = {(job_id, ordinal): found for job_id, ordinal, *found in timed.read(_ITEMS)}
     assert items == {
-        (job.id, ordinal): list(found)
+        (job.id, ordinal): [job.name_of(ordinal), *found]
         for job in world.jobs.values()
         for ordinal, found in job.rows.items()
     }
@@ -131,6 +131,7 @@ def _expected_jobs(world: World) -> dict[str, tuple[Any, ...]]:
             job.seq,
             job.reason,
             job.ended,
+            job.retry_of,
         )
         for job in world.jobs.values()
     }

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from app.jobs.retried import Which
 from app.jobs.states import ChunkState, ChunkTask, ItemState, JobKind, JobState
 from tests.model.clock import TimedDatabase
-from tests.model.drive import RING_AGAIN_SECONDS, Driver
+from tests.model.drive import Driver
 from tests.model.look import check
-from tests.model.values import LEASE_SECONDS, OPEN, UNBOUNDED, Attempt, Bounds, rows_for
+from tests.model.quiet import work_to_the_end
+from tests.model.reading import ingest, plan_done, plan_more
+from tests.model.retry import plan_retry, refusal, retry
+from tests.model.values import LEASE_SECONDS, UNBOUNDED, Attempt, Bounds, rows_for
 
 T = TypeVar("T")
 
 MOST_JOBS = 4
-#: Rounds of work until everything must have ended; a lease and the longest delay are over in 14.
-_QUIET_ROUNDS = 40
+MOST_WITH_RETRIES = 7
 
 _pick = st.integers(0, 31)
 _sizes = st.lists(st.integers(1, 5), min_size=1, max_size=3)
@@ -28,6 +31,7 @@ _DELAYS = st.sampled_from([0.0, 2.0, 60.0])
 _SECONDS = st.sampled_from([1.0, 6.0, 20.0, 31.0, 65.0])
 
 
+_WHICH = st.sampled_from(get_args(Which))
 _UNREAD = st.sampled_from([JobKind.PREDICT, JobKind.INGEST])
 _BOUNDS = st.sampled_from(
     [UNBOUNDED] * 4
@@ -59,6 +63,21 @@ class JobMachine(RuleBasedStateMachine):
     @rule(tenant=st.integers(0, 1), kind=_UNREAD, bounds=_BOUNDS)
     def submit_unread(self, tenant: int, kind: JobKind, bounds: Bounds) -> None:
         self.driver.submit_unread(self.driver.tenants[tenant], kind, bounds)
+
+    @precondition(lambda self: 0 < len(self.world.jobs) < MOST_WITH_RETRIES)
+    @rule(pick=_pick, which=_WHICH)
+    def retry(self, pick: int, which: Which) -> None:
+        jobs = list(self.world.jobs.values())
+        jobs += 4 * [job for job in jobs if refusal(job, which) is None]
+        retry(self.driver, _choose(jobs, pick).id, which)
+
+    @precondition(lambda self: 0 < len(self.world.jobs) < MOST_WITH_RETRIES)
+    @rule(pick=_pick, which=_WHICH)
+    def retry_what_was_cancelled(self, pick: int, which: Which) -> None:
+        job_id = _choose(list(self.world.jobs), pick)
+        self.driver.cancel(job_id)
+        self.driver.sweep()
+        retry(self.driver, job_id, which)
 
     @precondition(lambda self: self.world.jobs)
     @rule()
@@ -141,21 +160,26 @@ class JobMachine(RuleBasedStateMachine):
     def narrow_failing(self, pick: int, delay: float) -> None:
         self.driver.narrow_failing(_choose(self.attempts_at(ChunkTask.PREDICT), pick), delay)
 
-    @precondition(lambda self: self.attempts_at(ChunkTask.PLAN))
+    @precondition(lambda self: self.plans(of_retries=False))
     @rule(pick=_pick, sizes=_sizes)
     def plan_more(self, pick: int, sizes: list[int]) -> None:
-        self.driver.plan_more(_choose(self.attempts_at(ChunkTask.PLAN), pick), sizes)
+        plan_more(self.driver, _choose(self.plans(of_retries=False), pick), sizes)
 
-    @precondition(lambda self: self.attempts_at(ChunkTask.PLAN))
+    @precondition(lambda self: self.plans(of_retries=False))
     @rule(pick=_pick)
     def plan_done(self, pick: int) -> None:
-        self.driver.plan_done(_choose(self.attempts_at(ChunkTask.PLAN), pick))
+        plan_done(self.driver, _choose(self.plans(of_retries=False), pick))
+
+    @precondition(lambda self: self.plans(of_retries=True))
+    @rule(pick=_pick)
+    def plan_retry(self, pick: int) -> None:
+        plan_retry(self.driver, _choose(self.plans(of_retries=True), pick))
 
     @precondition(lambda self: self.attempts_at(ChunkTask.INGEST))
     @rule(pick=_pick, count=st.integers(1, 5), failing=_failing)
     def ingest_more(self, pick: int, count: int, failing: int) -> None:
         attempt = _choose(self.attempts_at(ChunkTask.INGEST), pick)
-        self.ingest(attempt, count, failing)
+        ingest(self.driver, attempt, count, failing)
 
     @precondition(lambda self: self.world.jobs)
     @rule(pick=_pick)
@@ -190,50 +214,18 @@ class JobMachine(RuleBasedStateMachine):
         JobMachine.steps += 1
 
     def teardown(self) -> None:
-        """Clients resume what they paused, the service goes on alone: then every job must end."""
+        """Clients resume what they paused, the service goes on alone: then every job must end.
+
+        And so must the retries of all that did not end well.
+        """
         if sys.exc_info()[0] is not None:
             return
         for job_id in self.world.jobs:
             self.driver.resume(job_id)
-        for _ in range(_QUIET_ROUNDS):
-            if not any(True for _ in self.world.open_jobs()):
-                break
-            self.work_on()
-        check(self.timed, self.world)
-        left = [(job.state, job.chunks) for job in self.world.open_jobs()]
-        assert not left, f"these never end: {left}"
-        assert not any(chunk.state in OPEN for chunk in self.world.chunks.values())
-
-    def work_on(self) -> None:
-        self.driver.advance(RING_AGAIN_SECONDS + 1)
-        self.driver.sweep()
-        self.driver.relay()
-        bells, self.driver.bells.waiting = self.driver.bells.waiting, []
-        for bell in bells:
-            attempt = self.driver.answer(bell, self.driver.workers[0])
-            if attempt is not None:
-                self.finish(attempt)
-
-    def finish(self, attempt: Attempt) -> None:
-        match attempt.lease.task:
-            case ChunkTask.PLAN:
-                self.driver.plan_done(attempt)
-            case ChunkTask.INGEST:
-                self.ingest(attempt, 3, 0)
-                if self.holds(attempt):
-                    total = self.world.jobs[attempt.lease.job_id].total
-                    self.ingest(attempt, total - attempt.position, 0)
-            case _:
-                self.driver.record(attempt, _rows(attempt, attempt.lease.hi, 0))
-
-    def ingest(self, attempt: Attempt, count: int, failing: int) -> None:
-        """The next step of an ingest: what its archive holds, or a shard of it."""
-        job = self.world.jobs[attempt.lease.job_id]
-        if attempt.lease.cursor is None and attempt.position == 0 and not job.sealed:
-            self.driver.survey(attempt, count)
-            return
-        hi = min(attempt.position + count, job.total)
-        self.driver.pack(attempt, rows_for(range(attempt.position, hi), failing))
+        work_to_the_end(self.driver)
+        for job_id in list(self.world.jobs):
+            retry(self.driver, job_id, "all")
+        work_to_the_end(self.driver)
 
     def attempt(self, pick: int) -> Attempt:
         return _choose(self.driver.attempts, pick)
@@ -247,20 +239,29 @@ class JobMachine(RuleBasedStateMachine):
             if self.world.chunks[one.lease.chunk_id].state == ChunkState.RUNNING
         ]
 
+    def plans(self, *, of_retries: bool) -> list[Attempt]:
+        """Attempts at plans: a retry's reads what another job left."""
+        found = self.attempts_at(ChunkTask.PLAN)
+        return [one for one in found if self.driver.is_retry(one) == of_retries]
+
     def stoppable(self) -> list[Attempt]:
         """Attempts that were told to stop, or will be when they look."""
         return [
             one
             for one in self.driver.attempts
             if one.told == JobState.CANCELLING
-            or (self.holds(one) and self.world.jobs[one.lease.job_id].state == JobState.CANCELLING)
+            or (
+                self.driver.holds(one)
+                and self.world.jobs[one.lease.job_id].state == JobState.CANCELLING
+            )
         ]
 
-    def holds(self, attempt: Attempt) -> bool:
-        return self.world.holds(attempt.lease.chunk_id, attempt.lease.attempt)
+    def will_be_told(self, attempt: Attempt) -> bool:
+        job = self.world.jobs[attempt.lease.job_id]
+        return self.driver.holds(attempt) and job.state == JobState.CANCELLING
 
     def at_work(self) -> list[Attempt]:
-        return [one for one in self.driver.attempts if self.holds(one)]
+        return [one for one in self.driver.attempts if self.driver.holds(one)]
 
 
 def _choose(things: Sequence[T], pick: int) -> T:

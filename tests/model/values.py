@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from app.jobs.claim import Lease
 from app.jobs.item_rows import ItemRow
+from app.jobs.retried import Which
 from app.jobs.states import (
     TERMINAL_JOB_STATES,
     ChunkState,
@@ -65,6 +66,9 @@ class ModelJob:
     was_running: bool = False
     cancelled: int = 0
     expired: int = 0
+    #: The job whose items it tries again, and the client's names of those.
+    retry_of: str | None = None
+    names: list[str] | None = None
     chunks: list[ModelChunk] = field(default_factory=list)
     #: Ordinal → how it ended and under which attempt.
     rows: dict[int, tuple[ItemState, int]] = field(default_factory=dict)
@@ -78,6 +82,17 @@ class ModelJob:
     def counted(self) -> int:
         """Items whose end is known."""
         return len(self.rows) + self.cancelled + self.expired
+
+    def name_of(self, ordinal: int) -> str:
+        """What the client calls an item."""
+        return f"item {ordinal}" if self.names is None else self.names[ordinal]
+
+    def left(self, which: Which) -> list[str]:
+        """The names of the items that a retry takes: those that failed, or never ended."""
+        failed = {at for at, (state, _) in self.rows.items() if state == ItemState.FAILED}
+        never_ended = set(range(self.total)) - self.rows.keys()
+        wanted = {"failed": failed, "unfinished": never_ended, "all": failed | never_ended}
+        return [self.name_of(ordinal) for ordinal in sorted(wanted[which])]
 
     def items(self, state: ItemState) -> int:
         """Recorded items that ended so."""
@@ -115,12 +130,12 @@ def rows_for(ordinals: Iterable[int], failing: int) -> dict[int, ItemState]:
     }
 
 
-def item_rows(rows: Mapping[int, ItemState]) -> list[ItemRow]:
+def item_rows(job: ModelJob, rows: Mapping[int, ItemState]) -> list[ItemRow]:
     """The same as a worker records them."""
     return [
         ItemRow(
             ordinal,
-            f"item {ordinal}",
+            job.name_of(ordinal),
             "s3://photos",
             state,
             prediction=[["cat", 1.0]] if state == ItemState.SUCCEEDED else None,
