@@ -151,6 +151,9 @@ class Settings(BaseSettings):
     webhook_slots: Positive = Field(
         16, description="Webhooks that one dispatcher may have under way at once."
     )
+    webhook_failing_days: Annotated[float, Field(gt=0)] = Field(
+        5, description="Days without a success after which a webhook that fails is disabled."
+    )
     event_days: Annotated[float, Field(gt=0)] = Field(
         7, description="Days that events and ended webhook deliveries are kept."
     )

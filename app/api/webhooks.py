@@ -36,6 +36,8 @@ def create_webhook(body: CreateWebhook) -> Response:
     Each event is POSTed as JSON, `{type, timestamp, data}`, at least once and in no promised
     order; `webhook-id` is the same each time, so that you can tell a repeat. Any 2xx within
     15 s takes it, 410 disables the webhook, and anything else is tried again for most of a day.
+    A webhook that takes nothing for days, five unless the operator says otherwise, is disabled
+    too; `disabled_reason` says so, and `…/enable` sets it going again.
     """
     tenant_id, allowed = principal().tenant_id, parts().settings.webhook_host_list
 

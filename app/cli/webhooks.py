@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.cli.connect import GuardedGroup, JsonFlag, connect
 from app.cli.console import answer, print_json, print_table, state_text
 from app.cli.words import ago_text
+
+if TYPE_CHECKING:
+    from app.client.values import Webhook
 
 app = typer.Typer(cls=GuardedGroup, help="Addresses that are told of events.", no_args_is_help=True)
 
@@ -48,9 +51,7 @@ def list_webhooks(context: typer.Context, as_json: JsonFlag = False) -> None:
         [
             (
                 webhook.id,
-                f"{webhook.state} ({webhook.disabled_reason})"
-                if webhook.disabled_reason
-                else webhook.state,
+                _state_of(webhook),
                 webhook.url,
                 " ".join(webhook.events),
             )
@@ -59,6 +60,15 @@ def list_webhooks(context: typer.Context, as_json: JsonFlag = False) -> None:
         wrap=("url", "events"),
         empty="no webhooks",
     )
+
+
+def _state_of(webhook: Webhook) -> str:
+    """Its state, and why or since when it is in trouble."""
+    if webhook.disabled_reason:
+        return f"{webhook.state} ({webhook.disabled_reason})"
+    if webhook.first_failed_at:
+        return f"{webhook.state} (failing since {ago_text(webhook.first_failed_at)})"
+    return webhook.state
 
 
 @app.command()

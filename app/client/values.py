@@ -301,6 +301,7 @@ class Webhook(Value):
     events: tuple[str, ...] = field(default=(), metadata={"read": _names})
     state: str = ""
     disabled_reason: str | None = None
+    first_failed_at: datetime | None = None
     created_at: datetime | None = None
     disabled_at: datetime | None = None
 

@@ -65,6 +65,7 @@ class _Senders:
 
     def __init__(self, settings: Settings, db: Database, threads: ThreadPoolExecutor) -> None:
         self._allowed = settings.webhook_host_list
+        self._failing_days = settings.webhook_failing_days
         self._db = db
         self._threads = threads
         self._slots = settings.webhook_slots
@@ -96,7 +97,7 @@ class _Senders:
 
     def _deliver(self, claimed: Claimed) -> None:
         try:
-            outcome = deliver(self._db, claimed, self._allowed)
+            outcome = deliver(self._db, claimed, self._allowed, failing_days=self._failing_days)
             log.info(
                 "webhook_sent",
                 webhook=claimed.webhook_id,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
@@ -22,7 +22,12 @@ from app.db.transition import transition
 from app.errors import InvalidInputError
 from app.points import reach
 from app.webhooks.hosts import check_url
-from app.webhooks.register import disable_webhook
+from app.webhooks.register import (
+    GONE,
+    disable_failing_webhook,
+    disable_webhook,
+    note_answer,
+)
 from app.webhooks.send import Outcome, post
 from app.webhooks.states import DELIVERY_SOURCES, DeliveryState, WebhookState
 from app.webhooks.tables import Webhook, WebhookDelivery
@@ -48,6 +53,52 @@ class Claimed:
     is_enabled: bool
 
 
+# One step through an index to find each webhook that is owed something, and one to its first due
+# delivery: how many wait behind that one does not matter. In one scan by time, 200,000 deliveries
+# of one busy tenant stood before everybody else's and before the answer that nothing is due: 84 ms
+# a claim, and 4 ms so, with 520 webhooks that are owed something.
+DUE = text(
+    """
+    WITH RECURSIVE owed AS (
+        (SELECT webhook_id, tenant_id FROM webhook_deliveries
+         WHERE state IN ('pending', 'sending')
+         ORDER BY webhook_id LIMIT 1)
+        UNION ALL
+        SELECT following.webhook_id, following.tenant_id
+        FROM owed
+        CROSS JOIN LATERAL (
+            SELECT webhook_id, tenant_id FROM webhook_deliveries
+            WHERE state IN ('pending', 'sending') AND webhook_id > owed.webhook_id
+            ORDER BY webhook_id LIMIT 1
+        ) following
+    ), heads AS (
+        SELECT owed.webhook_id, head.due_at
+        FROM owed
+        CROSS JOIN LATERAL (
+            SELECT due_at FROM webhook_deliveries
+            WHERE state IN ('pending', 'sending') AND webhook_id = owed.webhook_id
+              AND due_at <= now()
+            ORDER BY due_at LIMIT 1
+        ) head
+        WHERE owed.tenant_id <> ALL(:busy) AND owed.webhook_id <> ALL(:busy_webhooks)
+        ORDER BY head.due_at
+        -- Keeps the order, so that the first that can be locked ends the search.
+        OFFSET 0
+    )
+    SELECT taken.id
+    FROM heads
+    CROSS JOIN LATERAL (
+        SELECT id FROM webhook_deliveries
+        WHERE state IN ('pending', 'sending') AND webhook_id = heads.webhook_id
+          AND due_at <= now()
+        ORDER BY due_at LIMIT 1
+        FOR UPDATE SKIP LOCKED
+    ) taken
+    LIMIT 1
+    """
+)
+
+
 def claim_delivery(
     session: Session, *, busy: Collection[str] = (), busy_webhooks: Collection[str] = ()
 ) -> Claimed | None:
@@ -55,19 +106,10 @@ def claim_delivery(
 
     Due is a pending one at its time, or one whose sender's lease has ended.
     """
-    due = (
-        select(WebhookDelivery.id)
-        .where(
-            WebhookDelivery.state.in_([DeliveryState.PENDING, DeliveryState.SENDING]),
-            WebhookDelivery.due_at <= func.now(),
-            WebhookDelivery.tenant_id.not_in(list(busy)),
-            WebhookDelivery.webhook_id.not_in(list(busy_webhooks)),
-        )
-        .order_by(WebhookDelivery.due_at)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
+    words = {"busy": list(busy), "busy_webhooks": list(busy_webhooks)}
+    due = session.scalar(DUE, words)
+    if due is None:
+        return None
     rows = transition(
         session,
         WebhookDelivery,
@@ -107,7 +149,9 @@ def claim_delivery(
     )
 
 
-def deliver(db: Database, claimed: Claimed, allowed: Sequence[str]) -> Outcome:
+def deliver(
+    db: Database, claimed: Claimed, allowed: Sequence[str], *, failing_days: float | None = None
+) -> Outcome:
     """Send a claimed delivery and record what became of it.
 
     Raises:
@@ -116,7 +160,7 @@ def deliver(db: Database, claimed: Claimed, allowed: Sequence[str]) -> Outcome:
     outcome = _send(claimed, allowed)
     reach("webhook_posted")
     with db.system() as session:
-        record_outcome(session, claimed, outcome)
+        record_outcome(session, claimed, outcome, failing_days=failing_days)
     return outcome
 
 
@@ -138,15 +182,28 @@ def _send(claimed: Claimed, allowed: Sequence[str]) -> Outcome:
     return post(claimed.url, body, headers)
 
 
-def record_outcome(session: Session, claimed: Claimed, outcome: Outcome) -> bool:
-    """Write down what became of a POST; False where another has claimed the delivery since."""
+def record_outcome(
+    session: Session, claimed: Claimed, outcome: Outcome, *, failing_days: float | None = None
+) -> bool:
+    """Write down what became of a POST; False where another has claimed the delivery since.
+
+    A webhook that took nothing for ``failing_days`` is disabled, when the next delivery to it
+    is given up: a single fault after quiet days is not enough. Without them none is.
+    """
+    is_last = claimed.tries >= MOST_TRIES
+    # The webhook before its delivery: the order in which a deletion takes their locks.
     if outcome.is_gone:
-        # The webhook before its delivery: the order in which a deletion takes their locks.
-        disable_webhook(session, claimed.tenant_id, claimed.webhook_id, "gone")
+        disable_webhook(session, claimed.tenant_id, claimed.webhook_id, GONE)
+    elif claimed.is_enabled:
+        note_answer(session, claimed.webhook_id, is_success=outcome.is_success)
+        if is_last and not outcome.is_success and failing_days is not None:
+            disable_failing_webhook(
+                session, claimed.tenant_id, claimed.webhook_id, days=failing_days
+            )
     values: dict[str, Any] = {"last_status": outcome.status, "last_error": outcome.error}
     if outcome.is_success:
         to = DeliveryState.DELIVERED
-    elif outcome.is_gone or not claimed.is_enabled or claimed.tries >= MOST_TRIES:
+    elif outcome.is_gone or not claimed.is_enabled or is_last:
         to = DeliveryState.FAILED
     else:
         to = DeliveryState.PENDING

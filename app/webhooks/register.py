@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from app.db.page import fetch_page
 from app.db.transition import transition
 from app.errors import ConflictError, NotFoundError
 from app.ids import WEBHOOK, new_id
+from app.log import get_logger
 from app.webhooks.hosts import check_url
 from app.webhooks.states import WEBHOOK_SOURCES, WebhookState
 from app.webhooks.tables import Webhook
+
+log = get_logger(__name__)
+
+#: Why a webhook is disabled: its receiver said 410, or it has taken nothing for days.
+GONE, FAILING = "gone", "failing"
 
 #: Every event of a tenant becomes a delivery for each of its webhooks.
 _MOST_PER_TENANT = 20
@@ -94,20 +101,49 @@ def enable_webhook(session: Session, tenant_id: str, webhook_id: str) -> Webhook
         WebhookState.ENABLED,
         sources=WEBHOOK_SOURCES[WebhookState.ENABLED],
         where=[Webhook.id == webhook_id, Webhook.tenant_id == tenant_id],
-        values={"disabled_reason": None, "disabled_at": None},
+        values={"disabled_reason": None, "disabled_at": None, "first_failed_at": None},
     )
     webhook = get_webhook(session, tenant_id, webhook_id)
     session.refresh(webhook)
     return webhook
 
 
-def disable_webhook(session: Session, tenant_id: str, webhook_id: str, reason: str) -> None:
+def disable_webhook(
+    session: Session,
+    tenant_id: str,
+    webhook_id: str,
+    reason: str,
+    where: Sequence[ColumnElement[bool]] = (),
+) -> None:
     """Tell a webhook of nothing any more; what is still due fails instead of being sent."""
-    transition(
+    moved = transition(
         session,
         Webhook,
         WebhookState.DISABLED,
         sources=WEBHOOK_SOURCES[WebhookState.DISABLED],
-        where=[Webhook.id == webhook_id, Webhook.tenant_id == tenant_id],
+        where=[Webhook.id == webhook_id, Webhook.tenant_id == tenant_id, *where],
         values={"disabled_reason": reason},
+    )
+    if moved:
+        log.warning("webhook_disabled", webhook=webhook_id, tenant=tenant_id, reason=reason)
+
+
+def disable_failing_webhook(
+    session: Session, tenant_id: str, webhook_id: str, *, days: float
+) -> None:
+    """Disable a webhook that has taken nothing for so many days."""
+    since = func.now() - timedelta(days=days)
+    disable_webhook(session, tenant_id, webhook_id, FAILING, [Webhook.first_failed_at < since])
+
+
+def note_answer(session: Session, webhook_id: str, *, is_success: bool) -> None:
+    """Remember since when a webhook fails; writes only where that changes."""
+    changes = (
+        Webhook.first_failed_at.is_not(None) if is_success else Webhook.first_failed_at.is_(None)
+    )
+    session.execute(
+        update(Webhook)
+        .where(Webhook.id == webhook_id, changes)
+        .values(first_failed_at=None if is_success else func.now())
+        .execution_options(synchronize_session=False)
     )

@@ -30,8 +30,11 @@ class Webhook(Base):
     #: Types of the events it wants.
     events: Mapped[JsonList]
     state: Mapped[str] = mapped_column(Text)
-    #: Why it is disabled: ``gone`` where the receiver said 410.
+    #: Why it is disabled: ``gone`` where the receiver said 410, ``failing`` where for days
+    #: nothing but failures came back.
     disabled_reason: Mapped[str | None] = mapped_column(Text)
+    #: The first failure after the last success; null while it takes what it is sent.
+    first_failed_at: Mapped[Moment | None]
     created_at: Mapped[Moment] = mapped_column(server_default=func.now())
     disabled_at: Mapped[Moment | None]
 
@@ -76,6 +79,14 @@ class WebhookDelivery(Base):
         # However often an event is fanned out: one delivery.
         UniqueConstraint("webhook_id", "job_id", "event_number"),
         Index("ix_webhook_deliveries_webhook_id_id", "webhook_id", "id"),
+        # Of each webhook the delivery that is due first, however many wait behind it.
+        Index(
+            "ix_webhook_deliveries_webhook_id_due_at",
+            "webhook_id",
+            "due_at",
+            postgresql_where=text("state IN ('pending', 'sending')"),
+        ),
+        # The previous release claims by it.
         Index(
             "ix_webhook_deliveries_due_at",
             "due_at",

@@ -65,7 +65,12 @@ class WebhookAnswer(Answer):
     url: str
     events: list[str]
     state: Literal["enabled", "disabled"]
-    disabled_reason: str | None = Field(description="`gone`: the receiver answered 410.")
+    disabled_reason: str | None = Field(
+        description="`gone`: the receiver answered 410. `failing`: it took nothing for days."
+    )
+    first_failed_at: datetime | None = Field(
+        description="The first failure after the last success; null while it takes what it is sent."
+    )
     created_at: datetime
     disabled_at: datetime | None
 
