@@ -14,7 +14,7 @@ from app.db.session import Database
 from app.db.transition import transition
 from app.dispatch.apart import each_apart
 from app.errors import UnavailableError
-from app.jobs.claim import NARROW_AT
+from app.jobs.claim import NARROW_AT, WAITS_AGAIN
 from app.jobs.finalize import fail_job, lock_open_chunks
 from app.jobs.narrow import Narrowed, narrow_killed_chunk
 from app.jobs.states import CHUNK_SOURCES, ChunkState, JobState
@@ -134,14 +134,7 @@ def _free_ended_leases(session: Session, *, of_gone_only: bool = False) -> int:
         ChunkState.PENDING,
         sources=CHUNK_SOURCES[ChunkState.PENDING],
         where=[Chunk.id.in_(ended)],
-        values={
-            "lease_until": None,
-            "worker_id": None,
-            "last_rung_at": None,
-            "progress": 0,
-            "due_at": func.now(),
-            "kills": Chunk.kills + 1,
-        },
+        values={**WAITS_AGAIN, "due_at": func.now(), "kills": Chunk.kills + 1},
     )
     return len(freed)
 

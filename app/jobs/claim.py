@@ -10,6 +10,7 @@ from sqlalchemy import and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.transition import transition
+from app.errors import FencedError
 from app.jobs.items import slice_items
 from app.jobs.move import move_job
 from app.jobs.states import CHUNK_SOURCES, ChunkState, ChunkTask, JobKind, JobState
@@ -18,6 +19,14 @@ from app.jobs.tables import Chunk, Job
 #: Kills, or faults nobody knows, after which a chunk of items is not run again as it is: it is
 #: narrowed first. Once may be chance.
 NARROW_AT = 2
+
+#: The columns of a chunk that is back in nobody's hands and may be rung for at once.
+WAITS_AGAIN: dict[str, Any] = {
+    "worker_id": None,
+    "lease_until": None,
+    "last_rung_at": None,
+    "progress": 0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,15 +213,35 @@ def release_chunk(
             sources=CHUNK_SOURCES[ChunkState.PENDING],
             where=holds(lease),
             values={
-                "worker_id": None,
-                "lease_until": None,
-                "last_rung_at": None,
-                "progress": 0,
+                **WAITS_AGAIN,
                 "faults": Chunk.faults + int(failed),
                 "due_at": func.now() + timedelta(seconds=delay_seconds),
             },
         )
     )
+
+
+def end_lease(session: Session, lease: Lease, to: ChunkState, **values: Any) -> None:
+    """Move the chunk on from under its lease, with further columns as ``values``.
+
+    Raises:
+        FencedError: the lease was lost; nothing is written.
+    """
+    moved = transition(
+        session,
+        Chunk,
+        to,
+        sources=CHUNK_SOURCES[to],
+        where=holds(lease),
+        values={"lease_until": None, "worker_id": None, **values},
+    )
+    if not moved:
+        raise fenced(lease)
+
+
+def fenced(lease: Lease) -> FencedError:
+    """The error of an attempt that has lost its chunk."""
+    return FencedError(f"attempt {lease.attempt} of chunk {lease.chunk_id} lost its lease")
 
 
 def holds(lease: Lease) -> list[Any]:

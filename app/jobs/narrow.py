@@ -16,14 +16,13 @@ from typing import Any
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
-from app.db.transition import transition
-from app.errors import FencedError, ItemError
+from app.errors import ItemError
 from app.ids import CHUNK, new_id
-from app.jobs.claim import NARROW_AT, Lease, claim_chunk, holds
+from app.jobs.claim import NARROW_AT, WAITS_AGAIN, Lease, claim_chunk, end_lease
 from app.jobs.item_rows import ItemRow
 from app.jobs.items import slice_items, unpack_items
 from app.jobs.record import record_chunk
-from app.jobs.states import CHUNK_SOURCES, ChunkState, ChunkTask, ItemState
+from app.jobs.states import ChunkState, ChunkTask, ItemState
 from app.jobs.tables import Chunk
 from app.points import reach
 
@@ -86,16 +85,7 @@ def narrow_failing_chunk(
     if lease.hi - lease.lo == 1:
         record_chunk(session, lease, [_failed(lease, error)])
         return Narrowed.ENDED
-    moved = transition(
-        session,
-        Chunk,
-        ChunkState.PENDING,
-        sources=CHUNK_SOURCES[ChunkState.PENDING],
-        where=holds(lease),
-        values={"worker_id": None, "lease_until": None, "progress": 0},
-    )
-    if not moved:
-        raise FencedError(f"attempt {lease.attempt} of chunk {lease.chunk_id} lost its lease")
+    end_lease(session, lease, ChunkState.PENDING, **WAITS_AGAIN)
     due_at = func.now() + timedelta(seconds=delay_seconds)
     _halve(session, lease.chunk_id, lease.lo, lease.hi, faults=NARROW_AT - 1, due_at=due_at)
     reach("narrow")

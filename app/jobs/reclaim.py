@@ -6,6 +6,7 @@ from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
 from app.db.transition import transition
+from app.jobs.claim import WAITS_AGAIN
 from app.jobs.states import CHUNK_SOURCES, ChunkState
 from app.jobs.tables import Chunk, WorkerRow
 
@@ -28,13 +29,7 @@ def reclaim_all_leases(session: Session) -> int:
         ChunkState.PENDING,
         sources=CHUNK_SOURCES[ChunkState.PENDING],
         where=[Chunk.state == ChunkState.RUNNING],
-        values={
-            "worker_id": None,
-            "lease_until": None,
-            "last_rung_at": None,
-            "progress": 0,
-            "due_at": func.now(),
-        },
+        values={**WAITS_AGAIN, "due_at": func.now()},
     )
     session.execute(
         update(Chunk)

@@ -15,9 +15,8 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.db.session import RECORDS
-from app.db.transition import transition
-from app.errors import FencedError, InvalidInputError
-from app.jobs.claim import Lease, holds
+from app.errors import InvalidInputError
+from app.jobs.claim import WAITS_AGAIN, Lease, end_lease, fenced, holds
 from app.jobs.events import EVENT_COLUMNS, PROGRESS, add_event, event_values
 from app.jobs.finalize import (
     close_job,
@@ -30,7 +29,7 @@ from app.jobs.item_rows import INSERT_ITEMS, ItemRow, rows_as_json
 from app.jobs.limits import exceeds_budget
 from app.jobs.move import move_job
 from app.jobs.source import describe_input
-from app.jobs.states import CHUNK_SOURCES, ChunkState, ItemState, JobState, StopReason
+from app.jobs.states import ChunkState, ItemState, JobState, StopReason
 from app.jobs.tables import Chunk, Job
 
 
@@ -51,7 +50,7 @@ def record_chunk(
     """
     if lease.has_items and len(rows) != lease.hi - lease.lo:
         raise ValueError(f"{len(rows)} results for {lease.hi - lease.lo} items")
-    _move_chunk(session, lease, ChunkState.DONE)
+    end_lease(session, lease, ChunkState.DONE)
     job = _count(session, lease, rows, extra={"result": result} if result is not None else {})
     if job.state == JobState.CANCELLING:
         close_stopped_if_let_go(session, lease.tenant_id, lease.job_id)
@@ -95,7 +94,7 @@ def record_part(
         .execution_options(synchronize_session=False)
     ).first()
     if held is None:
-        raise _fenced(lease)
+        raise fenced(lease)
     extra: dict[str, Any] = {"total": Job.total + added}
     if seal:
         extra["sealed_at"] = func.now()
@@ -123,13 +122,12 @@ def record_prefix(
     keep_from = lease.lo + len(rows)
     if not lease.has_items or keep_from >= lease.hi:
         raise ValueError("a prefix leaves at least one item of the chunk")
-    _move_chunk(
+    end_lease(
         session,
         lease,
         ChunkState.PENDING,
+        **WAITS_AGAIN,
         lo=keep_from,
-        last_rung_at=None,
-        progress=0,
         due_at=func.now() + timedelta(seconds=delay_seconds),
         **({"kills": 0, "faults": faults} if rows else {}),
     )
@@ -147,23 +145,10 @@ def record_stopped(session: Session, lease: Lease, rows: Sequence[ItemRow] = ())
     # Set with the move to CANCELLING, which the worker has seen, and never again.
     reason = session.scalar(select(Job.stop_reason).where(Job.id == lease.job_id))
     state, counter = stopped_as(reason)
-    _move_chunk(session, lease, state)
+    end_lease(session, lease, state)
     left = max(lease.hi - lease.lo - len(rows), 0)
     _count(session, lease, rows, extra={counter: getattr(Job, counter) + left})
     close_stopped_if_let_go(session, lease.tenant_id, lease.job_id)
-
-
-def _move_chunk(session: Session, lease: Lease, to: ChunkState, **values: Any) -> None:
-    moved = transition(
-        session,
-        Chunk,
-        to,
-        sources=CHUNK_SOURCES[to],
-        where=holds(lease),
-        values={"lease_until": None, "worker_id": None, **values},
-    )
-    if not moved:
-        raise _fenced(lease)
 
 
 class _Counted(NamedTuple):
@@ -241,7 +226,7 @@ def record_failure(session: Session, lease: Lease, error: dict[str, Any]) -> Non
     """
     lock_open_chunks(session, lease.tenant_id, lease.job_id)
     if session.execute(select(Chunk.id).where(*holds(lease))).first() is None:
-        raise _fenced(lease)
+        raise fenced(lease)
     session.info[RECORDS] = True
     fail_job(session, lease.tenant_id, lease.job_id, error)
 
@@ -252,7 +237,7 @@ def record_plan(session: Session, lease: Lease) -> None:
     Raises:
         FencedError: the lease was lost; nothing is written.
     """
-    _move_chunk(session, lease, ChunkState.DONE)
+    end_lease(session, lease, ChunkState.DONE)
     job = _count(session, lease, (), extra={"sealed_at": func.now()})
     if job.state == JobState.CANCELLING:
         close_stopped_if_let_go(session, lease.tenant_id, lease.job_id)
@@ -272,7 +257,3 @@ def record_plan(session: Session, lease: Lease) -> None:
             JobState.QUEUED,
             sources=[JobState.VALIDATING],
         )
-
-
-def _fenced(lease: Lease) -> FencedError:
-    return FencedError(f"attempt {lease.attempt} of chunk {lease.chunk_id} lost its lease")
