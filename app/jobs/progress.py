@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ColumnElement, literal_column, select
 from sqlalchemy.orm import Session
@@ -61,8 +62,9 @@ def get_mark(db: Database, tenant_id: str, job_id: str) -> JobMark:
     rows = db.ask_as(tenant_id, _MARK, {"job_id": job_id})
     if not rows:
         raise NotFoundError(f"no job {job_id}", code="job_not_found")
-    xmin, *columns = rows[0]
-    return JobMark(_version(xmin, rows[0].updated_at), *columns)
+    row = rows[0]
+    columns: tuple[Any, ...] = tuple(row)[1:]
+    return JobMark(_version(row.xmin, row.updated_at), *columns)
 
 
 def get_job_and_version(session: Session, tenant_id: str, job_id: str) -> tuple[Job, str]:

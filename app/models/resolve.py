@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import Select, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from app.db.page import fetch_page
@@ -19,6 +19,33 @@ from app.models.tables import Alias, Model, ModelVersion
 
 PRODUCTION = "production"
 _NAMES_SHOWN = 10
+
+# Built once: every submission asks one of these.
+_MODEL_ID = (
+    select(Model.id)
+    .where(Model.tenant_id == bindparam("tenant_id"), Model.name == bindparam("name"))
+    .scalar_subquery()
+)
+_VERSION = (
+    select(ModelVersion)
+    .where(ModelVersion.tenant_id == bindparam("tenant_id"))
+    # Read afresh: a transition in this very session writes past the objects it holds.
+    .execution_options(populate_existing=True)
+)
+_BY_ID = _VERSION.where(ModelVersion.id == bindparam("id"))
+_BY_NUMBER = _VERSION.where(
+    ModelVersion.model_id == _MODEL_ID, ModelVersion.number == bindparam("number")
+)
+_BY_ALIAS = _VERSION.where(
+    ModelVersion.id
+    == select(Alias.version_id)
+    .where(
+        Alias.tenant_id == bindparam("tenant_id"),
+        Alias.model_id == _MODEL_ID,
+        Alias.name == bindparam("alias"),
+    )
+    .scalar_subquery()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,29 +91,24 @@ def get_version(session: Session, tenant_id: str, reference: str) -> ModelVersio
     Raises:
         NotFoundError: ``model_not_found``; the detail lists what exists.
     """
+
+    def find(query: Select[ModelVersion], **words: object) -> ModelVersion | None:
+        return session.scalar(query, {"tenant_id": tenant_id, **words})
+
+    version: ModelVersion | None = None
     if reference.startswith(f"{MODEL_VERSION}_"):
-        version = _find(session, tenant_id, ModelVersion.id == reference)
+        version = find(_BY_ID, id=reference)
         if version is not None:
             return version
     name, _, selector = reference.partition("@")
     selector = selector or PRODUCTION
-    model = get_model(session, tenant_id, name)
-    if selector.isascii() and selector.isdigit():
-        # Longer numbers than PostgreSQL's integer exist nowhere.
-        which = ModelVersion.number == int(selector) if len(selector) < 10 else None
-    else:
-        which = ModelVersion.id == (
-            select(Alias.version_id)
-            .where(Alias.tenant_id == tenant_id, Alias.model_id == model.id, Alias.name == selector)
-            .scalar_subquery()
-        )
-    version = (
-        None
-        if which is None
-        else _find(session, tenant_id, ModelVersion.model_id == model.id, which)
-    )
+    if not (selector.isascii() and selector.isdigit()):
+        version = find(_BY_ALIAS, name=name, alias=selector)
+    # Longer numbers than PostgreSQL's integer exist nowhere.
+    elif len(selector) < 10:
+        version = find(_BY_NUMBER, name=name, number=int(selector))
     if version is None:
-        raise _no_such_version(session, tenant_id, model, selector)
+        raise _no_such_version(session, tenant_id, get_model(session, tenant_id, name), selector)
     return version
 
 
@@ -183,15 +205,6 @@ def spec_of(version: ModelVersion) -> ModelSpec:
             "classes": version.classes,
             "preprocess": version.preprocess,
         }
-    )
-
-
-def _find(session: Session, tenant_id: str, *where: ColumnElement[bool]) -> ModelVersion | None:
-    # Read afresh: a transition in this very session writes past the objects it holds.
-    return session.scalar(
-        select(ModelVersion)
-        .where(ModelVersion.tenant_id == tenant_id, *where)
-        .execution_options(populate_existing=True)
     )
 
 
