@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -82,9 +82,8 @@ class Deafness:
 class Watchdog:
     """One thread that looks at the process's leases and its queue every second."""
 
-    def __init__(self, process: WorkerProcess, end: Callable[[ExitCode], None] = leave) -> None:
+    def __init__(self, process: WorkerProcess) -> None:
         self._process = process
-        self._end = end
         settings = process.settings
         self._stall_seconds = settings.stall_seconds
         self._pause = min(_LOOK_SECONDS, settings.stall_seconds / 4, settings.deaf_seconds / 4)
@@ -130,7 +129,7 @@ class Watchdog:
                 seconds=round(seconds, 1),
                 stacks=all_stacks(),
             )
-            self._end(ExitCode.STALLED)
+            leave(ExitCode.STALLED)
         if self._process.stopping.is_set():
             return
         if self._deafness.look(monotonic_seconds(), self._waiting_bells()):
@@ -158,4 +157,4 @@ class Watchdog:
         process.heartbeat.wait_until_free(process.settings.drain_seconds)
         process.heartbeat.give_back()
         process.heartbeat.close()
-        self._end(ExitCode.DEAF)
+        leave(ExitCode.DEAF)

@@ -31,14 +31,6 @@ def newest_revision() -> str:
     return known_revisions()[0]
 
 
-def too_new(revision: str, what: str = "the data were") -> SchemaError:
-    """The refusal of data that an older code would misread."""
-    return SchemaError(
-        f"{what} written by a newer Darkroom (schema {revision}, this one knows up to "
-        f"{newest_revision()}): upgrade"
-    )
-
-
 def read_revision(session: Session | Connection) -> str | None:
     """The schema's revision; None where there is none, or none that this role may read.
 
@@ -61,7 +53,10 @@ def check_not_newer(revision: str | None) -> None:
         SchemaError: ``schema_too_new``.
     """
     if revision is not None and revision not in known_revisions():
-        raise too_new(revision)
+        raise SchemaError(
+            f"the data were written by a newer Darkroom (schema {revision}, this one knows up to "
+            f"{newest_revision()}): upgrade"
+        )
 
 
 def require_schema(db: Database) -> None:

@@ -25,11 +25,8 @@ class LocalS3(Part):
     name = "s3"
     title = "The S3 server"
 
-    def __init__(
-        self, data_dir: Path, *, port: int | None = None, buckets: tuple[str, ...] = ("darkroom",)
-    ) -> None:
+    def __init__(self, data_dir: Path, *, buckets: tuple[str, ...] = ("darkroom",)) -> None:
         super().__init__(data_dir)
-        self.port, self._fixed_port = port or 0, port
         self.buckets = buckets
         self.objects_dir = self.folder / "objects"
         self._pid_file = self.folder / "s3.pid"

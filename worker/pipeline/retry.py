@@ -8,12 +8,15 @@ from collections.abc import Callable
 
 from app.errors import DarkroomError
 
+#: Tries of one item.
+_ATTEMPTS = 4
+
 
 class RetryBudget:
     """Retries that one chunk may spend, with full jitter between them; thread-safe.
 
-    ``attempts`` bounds the tries of one item, ``total`` the retries of the whole chunk, so
-    that a store that is down costs a chunk seconds and not hours. ``base_seconds`` doubles
+    ``total`` bounds the retries of the whole chunk, so that a store that is down costs it
+    seconds and not hours. ``base_seconds`` doubles
     with each failure up to ``cap_seconds``; the wait is drawn evenly from nothing to that.
     ``on_end`` hears of every try that ended, well or badly.
     """
@@ -21,15 +24,12 @@ class RetryBudget:
     def __init__(
         self,
         *,
-        attempts: int = 4,
         total: int = 32,
         base_seconds: float = 0.2,
         cap_seconds: float = 5.0,
         halt: threading.Event | None = None,
-        seed: int | None = None,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
-        self._attempts = attempts
         self._left = self._total = total
         self._on_end = on_end
         #: Failures that may pass since the store last answered.
@@ -37,8 +37,6 @@ class RetryBudget:
         self._base_seconds = base_seconds
         self._cap_seconds = cap_seconds
         self._halt = halt or threading.Event()
-        # Jitter only spreads load; it protects nothing.
-        self._random = random.Random(seed)  # noqa: S311
         self._lock = threading.Lock()
 
     @property
@@ -60,13 +58,13 @@ class RetryBudget:
             return False
         with self._lock:
             self._failed_in_row += 1
-        if failures >= self._attempts or self.is_hopeless:
+        if failures >= _ATTEMPTS or self.is_hopeless:
             return False
         with self._lock:
             if self._left <= 0:
                 return False
             self._left -= 1
             longest = min(self._cap_seconds, self._base_seconds * 2 ** (failures - 1))
-            seconds = self._random.uniform(0, longest)
+            seconds = random.uniform(0, longest)  # noqa: S311  spreads load, protects nothing
         # Set when the run ends early: then nobody waits for this item any more.
         return not self._halt.wait(seconds)

@@ -6,7 +6,6 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +90,7 @@ def fetch_file(
     digest = hashlib.sha256()
     handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
     try:
-        with os.fdopen(handle, "wb") as file, closing(store.open(bucket, key)) as stream:
+        with os.fdopen(handle, "wb") as file, store.open(bucket, key) as stream:
             while data := stream.read(_COPY_BYTES):
                 digest.update(data)
                 file.write(data)
@@ -185,8 +184,7 @@ def fetch_object(
         ObjectMissingError: it is not there.
         StorageError: it could not be read; trying again may help.
     """
-    stream = process.store.open(process.settings.bucket, key)
-    with closing(stream), path.open("wb") as file:
+    with process.store.open(process.settings.bucket, key) as stream, path.open("wb") as file:
         while data := stream.read(_COPY_BYTES):
             file.write(data)
             on_part()
