@@ -10,14 +10,7 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass
 
 from app.db.session import Database
-from app.dispatch.cleanup_objects import (
-    give_up_uploads,
-    tidy_checkpoints,
-    tidy_jobs,
-    tidy_multiparts,
-    tidy_uploads,
-)
-from app.dispatch.cleanup_rows import BATCH, clean_rows
+from app.dispatch import cleanup_objects, cleanup_rows
 from app.dispatch.drift import recount_jobs
 from app.errors import DarkroomError
 from app.log import get_logger
@@ -79,16 +72,19 @@ class Cleanup:
     def clean_once(self) -> Cleaned:
         """One round; what fails is left for the next."""
         db, store, bucket = self._db, self._store, self._bucket
+        rows, objects = cleanup_rows, cleanup_objects
         repaired, torn = self._recount()
-        self._try(lambda: give_up_uploads(db))
+        self._drain(objects.BATCH, lambda: objects.give_up_uploads(db))
         return Cleaned(
             repaired=repaired,
             torn=torn,
-            rows=self._clean_rows(),
-            uploads=self._try(lambda: tidy_uploads(db, store, bucket)),
-            checkpoints=self._try(lambda: tidy_checkpoints(db, store, bucket)),
-            jobs=self._try(lambda: tidy_jobs(db, store, bucket)),
-            multiparts=self._try(lambda: tidy_multiparts(db, store, bucket)),
+            rows=self._drain(rows.BATCH, lambda: rows.clean_rows(db, event_days=self._event_days)),
+            uploads=self._drain(objects.BATCH, lambda: objects.tidy_uploads(db, store, bucket)),
+            checkpoints=self._drain(
+                objects.BATCH, lambda: objects.tidy_checkpoints(db, store, bucket)
+            ),
+            jobs=self._drain(objects.BATCH, lambda: objects.tidy_jobs(db, store, bucket)),
+            multiparts=self._try(lambda: objects.tidy_multiparts(db, store, bucket)),
         )
 
     def _recount(self) -> tuple[int, int]:
@@ -111,14 +107,14 @@ class Cleanup:
                 break
         return repaired, torn
 
-    def _clean_rows(self) -> int:
-        """Batch by batch: many clients make more than one batch in the time of a round."""
-        deleted = 0
+    def _drain(self, batch: int, step: Callable[[], int]) -> int:
+        """Repeat a step for as long as it does a whole batch: a minute may bring more than one."""
+        done = 0
         while True:
-            batch = self._try(lambda: clean_rows(self._db, event_days=self._event_days))
-            deleted += batch
-            if batch < BATCH:
-                return deleted
+            count = self._try(step)
+            done += count
+            if count < batch:
+                return done
 
     def _try(self, step: Callable[[], int]) -> int:
         if self._stopping.is_set():

@@ -36,7 +36,7 @@ PARTS_AGE = timedelta(days=7)
 #: A fenced attempt may still be writing for a while after its job has ended.
 LEFTOVER_AGE = timedelta(hours=1)
 #: Uploads or jobs in one step, and objects of each: the next step goes on.
-_BATCH = 20
+BATCH = 20
 _OBJECTS = 2000
 _MULTIPARTS = 200
 
@@ -57,7 +57,7 @@ def give_up_uploads(db: Database) -> int:
                 and_(Upload.multipart_id.is_not(None), age > PARTS_AGE),
             ),
         )
-        .limit(_BATCH)
+        .limit(BATCH)
         .with_for_update(skip_locked=True)
         .scalar_subquery()
     )
@@ -90,7 +90,7 @@ def tidy_uploads(db: Database, store: ObjectStore, bucket: str) -> int:
             or_(Upload.job_id.is_(None), Job.ended_at < func.now() - LEFTOVER_AGE),
         )
         .order_by(Upload.created_at)
-        .limit(_BATCH)
+        .limit(BATCH)
     )
     with db.system() as session:
         uploads = session.execute(failed).all()
@@ -124,7 +124,7 @@ def tidy_checkpoints(db: Database, store: ObjectStore, bucket: str) -> int:
     """
     with db.system() as session:
         ended = session.execute(
-            select(Chunk.id, Chunk.tenant_id, Chunk.job_id).where(text(UNTIDY)).limit(_BATCH)
+            select(Chunk.id, Chunk.tenant_id, Chunk.job_id).where(text(UNTIDY)).limit(BATCH)
         ).all()
     if not ended or deletions_held(db):
         return 0
@@ -165,7 +165,7 @@ def tidy_jobs(db: Database, store: ObjectStore, bucket: str) -> int:
             Job.ended_at < func.now() - LEFTOVER_AGE,
         )
         .order_by(Job.ended_at)
-        .limit(_BATCH)
+        .limit(BATCH)
     )
     with db.system() as session:
         jobs = session.execute(ended).all()

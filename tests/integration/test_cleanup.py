@@ -10,7 +10,7 @@ from sqlalchemy import func, select, text, update
 
 from app.db.hold import HOLD
 from app.db.session import Database
-from app.dispatch import cleanup, cleanup_objects, cleanup_rows
+from app.dispatch import cleanup_objects, cleanup_rows
 from app.dispatch.cleanup import Cleanup
 from app.ids import new_id
 from app.jobs.artifacts import add_artifact
@@ -281,18 +281,21 @@ def test_workers_that_went_a_day_ago_go_and_silent_ones_are_marked_first(db: Dat
     assert rows[silent] is not None
 
 
-def test_a_round_deletes_as_many_batches_of_rows_as_there_are(
+def test_a_round_cleans_up_as_many_batches_as_there_are(
     db: Database,
     store: ObjectStore,
     settings: Settings,
     owner: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (cleanup, cleanup_rows):
+    for module in (cleanup_objects, cleanup_rows):
         monkeypatch.setattr(module, "BATCH", 3)
     for _ in range(8):
         add_key(db, owner, new_id("key"), 30)
-    assert Cleanup(db, store, settings, threading.Event()).clean_once().rows == 8
+        failed_upload(db, store, owner)
+        ended_job(db, owner, JobKind.EXPORT, ChunkTask.EXPORT, 1)
+    cleaned = Cleanup(db, store, settings, threading.Event()).clean_once()
+    assert (cleaned.rows, cleaned.uploads, cleaned.jobs) == (8, 8, 8)
 
 
 def test_three_that_tidy_at_the_same_moment_do_it_once_and_without_a_fault(
