@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from app.db.session import Database
-from app.jobs.record import record_chunk
 from app.jobs.states import ChunkTask
 from app.queues.names import Queue
 from app.settings import Settings
-from tests.jobs import rows_of
+from tests.jobs import record_all
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
 from worker.tasks.door import Work, open_door
@@ -51,5 +50,4 @@ def failing(error: Exception) -> Work:
 
 def do_it(process: WorkerProcess, held: HeldLease) -> None:
     """Work that records every item of its chunk."""
-    with process.db.tenant(held.lease.tenant_id) as session:
-        record_chunk(session, held.lease, rows_of(held.lease))
+    record_all(process.db, held.lease)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from datetime import timedelta
 
+from sqlalchemy import func
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
 from app.ids import JOB, TENANT, UPLOAD, new_id
 from app.jobs.states import JobKind, JobState
-from app.jobs.tables import Job
+from app.jobs.tables import IdempotencyKey, Job
+from app.models.promote import move_alias
 from app.models.register import announce_version, complete_version
 from app.models.spec import ModelSpec, PreprocessSpec
 from app.models.tables import ModelVersion
+from app.storage.keys import weights
+from app.storage.s3 import ObjectStore
 from app.tenants.keys import create_tenant
 from app.uploads.pack import ShardEntry
 from app.uploads.tables import Shard, Upload, UploadKind, UploadState
@@ -76,6 +81,51 @@ def entry(
     return ShardEntry(
         ordinal, f"{ordinal}.png", ordinal * 1024 + 512, 500, "png", 8, 8, digest, label, split
     )
+
+
+def add_key(db: Database, tenant_id: str, key: str, hours: float) -> None:
+    """An idempotency key that was used so long ago."""
+    with db.system() as session:
+        session.add(
+            IdempotencyKey(
+                tenant_id=tenant_id,
+                key=key,
+                request_sha256="0" * 64,
+                status=202,
+                body={},
+                created_at=func.now() - timedelta(hours=hours),
+            )
+        )
+
+
+def register_weights(
+    db: Database,
+    store: ObjectStore,
+    bucket: str,
+    tenant_id: str,
+    model: str,
+    spec: ModelSpec,
+    content: bytes,
+) -> str:
+    """The id of the model's new version with these weights, which is ``@production`` now."""
+    with db.tenant(tenant_id) as session:
+        version = announce_version(
+            session, tenant_id, model=model, arch=spec.arch, arch_options={}, lineage={}
+        )
+        key = weights(tenant_id, version.id)
+        store.put(bucket, key, content)
+        complete_version(
+            session,
+            tenant_id,
+            version.id,
+            spec=spec,
+            weights_key=key,
+            weights_sha256=hashlib.sha256(content).hexdigest(),
+            weights_bytes=len(content),
+            parameter_count=1,
+        )
+        move_alias(session, tenant_id, model, "production", version.id)
+    return version.id
 
 
 def add_upload(

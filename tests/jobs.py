@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from sqlalchemy import func, select, update
@@ -228,17 +229,31 @@ def make_job(db: Database, tenant_id: str, *sizes: int, **columns: Any) -> tuple
     return job_id, chunk_ids(db, job_id)
 
 
-def finish(db: Database, tenant_id: str, chunk_id: str, *failed: int) -> None:
-    """A worker claims the chunk and records all of it; the ordinals in ``failed`` are errors."""
-    lease = claim(db, tenant_id, chunk_id)
-    with db.tenant(tenant_id) as session:
+def record_all(db: Database, lease: Lease, *failed: int) -> None:
+    """A worker records every item of its lease; the ordinals in ``failed`` are errors."""
+    with db.tenant(lease.tenant_id) as session:
         record_chunk(session, lease, rows_of(lease, failed=failed))
+
+
+def finish(db: Database, tenant_id: str, chunk_id: str, *failed: int) -> None:
+    """A worker claims the chunk and records all of it."""
+    record_all(db, claim(db, tenant_id, chunk_id), *failed)
 
 
 def make_due(db: Database, chunk_id: str) -> None:
     """Let the time until the chunk's next try pass."""
     with db.system() as session:
         session.execute(update(Chunk).where(Chunk.id == chunk_id).values(due_at=func.now()))
+
+
+def make_old(db: Database, table: type, column: str, hours: float, *ids: str) -> None:
+    """Put a moment of these rows so far into the past: the same as waiting for it."""
+    with db.system() as session:
+        session.execute(
+            update(table)
+            .where(table.id.in_(ids))  # type: ignore[attr-defined]
+            .values({column: func.now() - timedelta(hours=hours)})
+        )
 
 
 def failed_items(db: Database, job_id: str) -> list[Item]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from types import TracebackType
 from typing import Self
 
 
@@ -23,12 +22,7 @@ class CuttingProxy:
         self._start(self._accept)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # Wakes the accept as well, which close alone does not.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()

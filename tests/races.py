@@ -12,10 +12,9 @@ from sqlalchemy.orm import Session
 
 from app.db.session import Database
 from app.jobs.claim import Lease, claim_chunk
-from app.jobs.record import record_chunk
 from app.jobs.states import ChunkTask, JobState
 from app.jobs.tables import Job
-from tests.jobs import rows_of
+from tests.jobs import record_all
 from tests.service import wait_until
 
 T = TypeVar("T")
@@ -68,8 +67,7 @@ def racing(db: Database) -> Iterator[Race]:
 
 def record(db: Database, lease: Lease) -> str:
     """A worker records all items of its lease."""
-    with db.tenant(lease.tenant_id) as session:
-        record_chunk(session, lease, rows_of(lease))
+    record_all(db, lease)
     return "recorded"
 
 

@@ -75,10 +75,15 @@ def claim_next(db: Database) -> Claimed | None:
         return claim_delivery(session)
 
 
-def send_all(db: Database) -> int:
-    """Fan out and send until nothing is due; how many POSTs."""
+def fan_out_all(db: Database) -> None:
+    """Make the deliveries of every event so far."""
     while fan_out(db):
         continue
+
+
+def send_all(db: Database) -> int:
+    """Fan out and send until nothing is due; how many POSTs."""
+    fan_out_all(db)
     count = 0
     while claimed := claim_next(db):
         deliver(db, claimed, LOCAL)

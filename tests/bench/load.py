@@ -22,7 +22,7 @@ from app.db.session import Database
 from app.log import configure_logging
 from app.storage.s3 import ObjectStore
 from tests.api_client import make_key
-from tests.bench.service import BenchService, local_parts, running_processes
+from tests.bench.service import BenchService, local_parts, running_processes, say
 from tests.factories import make_tenant
 from tests.faults.images import FEW_CLASSES, make_image
 from tests.faults.library import BUCKET, MODEL, register_model
@@ -200,12 +200,6 @@ def make_client(service: BenchService, store: ObjectStore, db: Database) -> Crow
     tenant_id = make_tenant(db)
     register_model(db, store, service.settings.bucket, tenant_id, classes=FEW_CLASSES)
     return Crowd(service, make_key(db, service.settings, tenant_id))
-
-
-def say(text: str) -> None:
-    """A line for people."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 def measure(service: BenchService) -> Crowd:

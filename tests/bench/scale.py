@@ -10,7 +10,6 @@ import http.client
 import multiprocessing
 import os
 import statistics
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from app.jobs.tables import Chunk, Job
 from app.log import configure_logging
 from app.storage.s3 import ObjectStore
 from tests.api_client import make_key
-from tests.bench.service import BenchService, Parts, local_parts, running_processes
+from tests.bench.service import BenchService, Parts, local_parts, running_processes, say
 from tests.factories import make_tenant
 from tests.faults.images import FEW_CLASSES, make_image
 from tests.faults.library import BUCKET, MODEL, register_model
@@ -268,12 +267,6 @@ def quantile(values: list[float], q: float) -> float:
     """The value that a fraction ``q`` of them does not exceed."""
     ordered = sorted(values)
     return ordered[min(int(q * len(ordered)), len(ordered) - 1)]
-
-
-def say(text: str) -> None:
-    """A line of progress."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 def report(figures: Figures, items: int, what: str) -> None:

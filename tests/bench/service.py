@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,13 @@ from app.storage.s3 import ObjectStore
 from tests.faults.plan import Plan
 from tests.local_parts import build_database, parts_settings
 from tests.service import environment, wait_until
+
+
+def say(text: str) -> None:
+    """Write a line at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 

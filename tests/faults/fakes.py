@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -66,12 +65,7 @@ def fake_decode() -> None:
         def __init__(self, processes: int, max_bytes: int) -> None:
             self.processes, self.max_bytes = processes, max_bytes
 
-        def __exit__(
-            self,
-            kind: type[BaseException] | None,
-            error: BaseException | None,
-            trace: TracebackType | None,
-        ) -> None:
+        def __exit__(self, *_: object) -> None:
             self.close()
 
         def close(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import tempfile
@@ -13,11 +12,9 @@ from pathlib import Path
 
 from app.db.session import Database
 from app.jobs.submit import submit_predict
-from app.models.promote import move_alias
-from app.models.register import announce_version, complete_version
 from app.models.spec import ModelSpec, PreprocessSpec
-from app.storage.keys import weights
 from app.storage.s3 import ObjectStore
+from tests.factories import register_weights
 from tests.faults.images import CLASSES, make_image
 
 #: The client's own bucket.
@@ -39,24 +36,7 @@ def register_model(
     """The id of ``colours@production``: real, small weights, whose forward a worker fakes."""
     spec = ModelSpec("small_cnn", tuple(classes), PREPROCESS)
     content = _weights(spec.classes)
-    with db.tenant(tenant_id) as session:
-        version = announce_version(
-            session, tenant_id, model=MODEL, arch=spec.arch, arch_options={}, lineage={}
-        )
-        key = weights(tenant_id, version.id)
-        store.put(bucket, key, content)
-        complete_version(
-            session,
-            tenant_id,
-            version.id,
-            spec=spec,
-            weights_key=key,
-            weights_sha256=hashlib.sha256(content).hexdigest(),
-            weights_bytes=len(content),
-            parameter_count=1,
-        )
-        move_alias(session, tenant_id, MODEL, "production", version.id)
-    return version.id
+    return register_weights(db, store, bucket, tenant_id, MODEL, spec, content)
 
 
 @cache

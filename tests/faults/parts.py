@@ -14,7 +14,8 @@ from tests.faults.crew import Orders
 from tests.faults.families import family
 from tests.faults.kills import slow
 from tests.faults.plan import Plan
-from tests.faults.trial import FLUSH_RECOVERY_SECONDS, Trial
+from tests.faults.trial import Trial
+from tests.faults.verdict import FLUSH_RECOVERY_SECONDS
 
 _BACKENDS = """
 SELECT pid FROM pg_stat_activity

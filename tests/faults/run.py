@@ -20,7 +20,8 @@ from tests.faults.families import FAMILIES, Family
 from tests.faults.leftovers import find_leftovers
 from tests.faults.oracle import Verdict
 from tests.faults.stage import Stage, open_stage
-from tests.faults.trial import Row, Trial
+from tests.faults.trial import Trial
+from tests.faults.verdict import Row, conclude
 
 _HEAD = ("fault", "times", "items", "lost", "twice", "closings", "recovery s", "s", "pass")
 _WIDTHS = (24, 6, 8, 5, 6, 9, 11, 7, 5)
@@ -61,7 +62,7 @@ def _run_family(stage: Stage, family: Family, seed: int, *, quick: bool) -> Row:
     except Exception as error:
         row.complaint = f"{type(error).__name__}: {error}"
         traceback.print_exc(file=sys.stderr)
-    trial.conclude(row)
+    conclude(trial, row)
     row.seconds = monotonic_seconds() - began
     return row
 

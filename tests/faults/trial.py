@@ -1,4 +1,4 @@
-"""One family's trial: its load, its faults, and the verdict when both are over."""
+"""One family's trial: its load, its faults, and what it waits for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import text
@@ -19,41 +18,17 @@ from sqlalchemy import text
 from app.clock import monotonic_seconds
 from app.errors import UnavailableError
 from app.jobs.states import TERMINAL_JOB_STATES, JobState
-from app.queues.names import Queue
 from tests.faults.crew import Orders, Role
 from tests.faults.library import MODEL, Picture, draw_pictures, put_manifest
-from tests.faults.oracle import SUCCEEDED, Accepted, Verdict, judge, recoveries, right_ends
+from tests.faults.oracle import SUCCEEDED, Accepted, right_ends
 from tests.faults.plan import Happened, Plan, PlannedFault
 from tests.faults.s3_proxy import Rule
-from tests.faults.stage import LEASE_SECONDS, Stage
+from tests.faults.stage import Stage
 from tests.faults.uploads import export_differs, make_archive, send_archive
+from tests.faults.verdict import RECOVERY_SECONDS
 
-#: Work taken up again later than this after its worker's death is a failure of the family,
-RECOVERY_SECONDS = LEASE_SECONDS + 5.0
-#: but for a quick run, which shares its machine with other tests.
-QUICK_RECOVERY_SECONDS = 20.0
-#: The same after a FLUSHALL, or when Valkey is back.
-FLUSH_RECOVERY_SECONDS = 10.0
 OPTIONS = {"top_k": 4, "threshold": 0.0}
 _TENANTS = 3
-_DEADLY = frozenset({"kill", "kill_soon", "exit", "sigkill"})
-
-
-@dataclass(slots=True)
-class Row:
-    """A line of the table."""
-
-    family: str
-    times: int = 0
-    verdict: Verdict = field(default_factory=Verdict)
-    recovery_seconds: float | None = None
-    seconds: float = 0.0
-    complaint: str = ""
-
-    @property
-    def has_passed(self) -> bool:
-        """Whether the promise was kept and work was taken up again in time."""
-        return self.verdict.is_kept and not self.complaint
 
 
 class Trial:
@@ -299,39 +274,6 @@ class Trial:
             self.wait(self.is_over, "all jobs end", seconds)
         except TimeoutError as error:
             raise TimeoutError(f"{error}: {self.open_jobs()[:5]}") from None
-
-    # Verdict
-
-    def conclude(self, row: Row) -> None:
-        """Ask the oracle, Valkey and the ledger."""
-        happened = self.happened()
-        row.complaint = "; ".join(filter(None, [row.complaint, *self.complaints]))
-        row.times = len(happened) + self.made.total()
-        promised = self.stage.journal.job_ids(self.family)
-        row.verdict = judge(self.stage.db, self.accepted)
-        unknown = set(promised.values()) ^ {job.job_id for job in self.accepted}
-        if unknown:
-            row.verdict.breaches.append(f"journal and trial differ over {sorted(unknown)}")
-        if not self._queues_run_empty():
-            row.verdict.breaches.append("bells are left in Valkey and nobody takes them")
-        deaths = {fault.pid: fault.at for fault in happened if fault.act in _DEADLY}
-        seconds = recoveries(self.stage.db, deaths) + self.recovery_seconds
-        if seconds:
-            row.recovery_seconds = max(seconds)
-            limit = QUICK_RECOVERY_SECONDS if self.quick else self.recovery_limit
-            if row.recovery_seconds > limit:
-                row.complaint += f" recovered after {row.recovery_seconds:.1f} s"
-
-    def _queues_run_empty(self) -> bool:
-        def empty() -> bool:
-            with self.stage.redis() as redis:
-                return not any(redis.llen(queue.value) for queue in Queue)
-
-        try:
-            self.wait(empty, "queues are empty", 20)
-        except TimeoutError:
-            return False
-        return True
 
 
 def now() -> float:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from app.db.session import Database
 from app.jobs.cancel import cancel_job
 from app.jobs.claim import Lease
-from app.jobs.record import record_chunk, record_stopped
+from app.jobs.record import record_stopped
 from app.jobs.states import ChunkState, JobState
 from tests.jobs import (
     assert_closed,
@@ -27,7 +27,7 @@ from tests.jobs import (
     look_at_job,
     lose_worker,
     make_job,
-    rows_of,
+    record_all,
     try_claim,
 )
 from tests.races import tell
@@ -79,8 +79,7 @@ def _close_if_none_is_left(session: Session, lease: Lease) -> None:
 
 def records_as_we_do(db: Database, lease: Lease, meet: Meet) -> None:
     meet()
-    with db.tenant(lease.tenant_id) as session:
-        record_chunk(session, lease, rows_of(lease))
+    record_all(db, lease)
 
 
 @pytest.mark.parametrize(

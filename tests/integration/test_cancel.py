@@ -36,9 +36,11 @@ from tests.jobs import (
     at_once,
     chunk_ids,
     claim,
+    finish,
     let_lease_end,
     look_at_job,
     make_job,
+    record_all,
     rows_of,
     try_claim,
 )
@@ -61,8 +63,7 @@ def test_queued_job_ends_with_the_next_sweep(quiet: Database, owner: str) -> Non
 def test_running_job_stays_cancelling_until_its_worker_lets_go(quiet: Database, owner: str) -> None:
     job_id, chunks = make_job(quiet, owner, 3, 4, 5)
     done, held = claim(quiet, owner, chunks[0]), claim(quiet, owner, chunks[1])
-    with quiet.tenant(owner) as session:
-        record_chunk(session, done, rows_of(done))
+    record_all(quiet, done)
     cancel(quiet, owner, job_id)
     sweep_once(quiet, max_kills=5)
     job = look_at_job(quiet, owner, job_id)
@@ -78,8 +79,7 @@ def test_chunk_that_ends_while_its_job_is_cancelled_is_kept(quiet: Database, own
     job_id, chunks = make_job(quiet, owner, 3, 4)
     held = claim(quiet, owner, chunks[0])
     cancel(quiet, owner, job_id)
-    with quiet.tenant(owner) as session:
-        record_chunk(session, held, rows_of(held))
+    record_all(quiet, held)
     sweep_once(quiet, max_kills=5)
     job = assert_closed(quiet, owner, job_id, JobState.CANCELLED)
     assert (job.succeeded, job.cancelled) == (3, 4)
@@ -224,9 +224,7 @@ def test_cancel_twice_is_one_cancel_and_after_the_end_a_conflict(
     with quiet.tenant(owner) as session:
         assert cancel_job(session, owner, job_id).state == JobState.CANCELLED
     job_id, (chunk,) = make_job(quiet, owner, 1)
-    lease = claim(quiet, owner, chunk)
-    with quiet.tenant(owner) as session:
-        record_chunk(session, lease, rows_of(lease))
+    finish(quiet, owner, chunk)
     with (
         pytest.raises(ConflictError, match="already ended as succeeded"),
         quiet.tenant(owner) as session,
@@ -261,8 +259,7 @@ def test_cancel_claim_record_and_sweep_at_the_same_moment_leave_counts_that_sum(
         late: list[Lease | None] = []
 
         def record(held: Lease = held) -> None:
-            with quiet.tenant(owner) as session:
-                record_chunk(session, held, rows_of(held))
+            record_all(quiet, held)
 
         def take(chunk: str, into: list[Lease | None]) -> None:
             into.append(try_claim(quiet, owner, chunk))

@@ -15,13 +15,13 @@ from app.dispatch.cleanup import Cleanup
 from app.ids import new_id
 from app.jobs.artifacts import add_artifact
 from app.jobs.states import ChunkTask, JobKind, JobState
-from app.jobs.tables import IdempotencyKey, Job, WorkerRow
+from app.jobs.tables import Job
 from app.settings import Settings
 from app.storage import keys
 from app.storage.s3 import ObjectStore
 from app.uploads.tables import Shard, Upload, UploadState
-from tests.factories import add_job, add_upload, add_version, entry, make_tenant
-from tests.jobs import add_chunk, add_worker, at_once
+from tests.factories import add_job, add_key, add_upload, add_version, entry, make_tenant
+from tests.jobs import add_chunk, at_once, make_old
 
 BUCKET = "darkroom"
 
@@ -49,15 +49,6 @@ def store(objects: ObjectStore) -> ObjectStore:
 
 def keys_under(store: ObjectStore, prefix: str) -> set[str]:
     return {found.key for found in store.list(BUCKET, prefix)}
-
-
-def make_old(db: Database, table: type, column: str, hours: float, *ids: str) -> None:
-    with db.system() as session:
-        session.execute(
-            update(table)
-            .where(table.id.in_(ids))  # type: ignore[attr-defined]
-            .values({column: func.now() - timedelta(hours=hours)})
-        )
 
 
 def failed_upload(db: Database, store: ObjectStore, owner: str, hours: float = 30) -> str:
@@ -242,43 +233,6 @@ def test_open_parts_of_lost_writers_go_and_those_of_uploads_still_coming_stay(
     assert cleanup_objects.tidy_multiparts(db, store, BUCKET) >= 1
     assert still_open() == {coming}
     store.abort_multipart(BUCKET, names[1], coming)
-
-
-def add_key(db: Database, owner: str, key: str, hours: float) -> None:
-    with db.system() as session:
-        session.add(
-            IdempotencyKey(
-                tenant_id=owner,
-                key=key,
-                request_sha256="0" * 64,
-                status=202,
-                body={},
-                created_at=func.now() - timedelta(hours=hours),
-            )
-        )
-
-
-def test_old_idempotency_keys_go(db: Database, owner: str) -> None:
-    add_key(db, owner, "old", 25)
-    add_key(db, owner, "young", 23)
-    assert cleanup_rows.clean_rows(db, event_days=7) == 1
-    with db.system() as session:
-        assert session.scalars(select(IdempotencyKey.key)).all() == ["young"]
-
-
-def test_workers_that_went_a_day_ago_go_and_silent_ones_are_marked_first(db: Database) -> None:
-    with db.system() as session:
-        here, silent, gone, just_gone = (add_worker(session) for _ in range(4))
-    make_old(db, WorkerRow, "last_seen_at", 2, silent)
-    make_old(db, WorkerRow, "last_seen_at", 30, gone)
-    make_old(db, WorkerRow, "gone_at", 25, gone)
-    make_old(db, WorkerRow, "gone_at", 1, just_gone)
-    assert cleanup_rows.clean_rows(db, event_days=7) == 1
-    with db.system() as session:
-        rows = {row.id: row.gone_at for row in session.scalars(select(WorkerRow))}
-    assert set(rows) == {here, silent, just_gone}
-    assert rows[here] is None
-    assert rows[silent] is not None
 
 
 def test_a_round_cleans_up_as_many_batches_as_there_are(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import zipfile
@@ -26,11 +25,10 @@ from app.jobs.retry import submit_retry
 from app.jobs.states import ChunkState, ChunkTask, ItemState, JobState
 from app.jobs.submit import submit_predict
 from app.jobs.tables import Chunk, Item, Job
-from app.models.promote import move_alias
-from app.models.register import announce_version, complete_version
 from app.models.spec import ModelSpec
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
+from tests.factories import register_weights
 from tests.service import Service, WorkerHandle, running_service, wait_until
 from worker.recognisers.registry import build_module, default_preprocess
 from worker.recognisers.weights import save_weights
@@ -64,25 +62,8 @@ def model(database: Database, objects: ObjectStore, tenant_id: str, tmp_path: Pa
     torch.manual_seed(0)
     path = tmp_path / "weights.safetensors"
     save_weights(build_module(spec), path)
-    key = f"tenants/{tenant_id}/weights/shapes.safetensors"
-    content = path.read_bytes()
     objects.ensure_bucket("darkroom")
-    objects.put("darkroom", key, content, "application/octet-stream")
-    with database.tenant(tenant_id) as session:
-        version = announce_version(
-            session, tenant_id, model="shapes", arch="small_cnn", arch_options={}, lineage={}
-        )
-        complete_version(
-            session,
-            tenant_id,
-            version.id,
-            spec=spec,
-            weights_key=key,
-            weights_sha256=hashlib.sha256(content).hexdigest(),
-            weights_bytes=len(content),
-            parameter_count=1,
-        )
-        move_alias(session, tenant_id, "shapes", "production", version.id)
+    register_weights(database, objects, "darkroom", tenant_id, "shapes", spec, path.read_bytes())
     return "shapes"
 
 

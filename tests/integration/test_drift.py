@@ -11,7 +11,7 @@ from app.db.session import Database
 from app.dispatch import drift
 from app.dispatch.drift import Recount, recount_jobs
 from app.jobs.claim import Lease
-from app.jobs.record import record_chunk, record_prefix
+from app.jobs.record import record_prefix
 from app.jobs.states import ChunkState, JobState
 from app.jobs.tables import Chunk, Job
 from tests.jobs import (
@@ -20,7 +20,9 @@ from tests.jobs import (
     at_once,
     chunk_ids,
     claim,
+    finish,
     look_at_job,
+    record_all,
     rows_of,
 )
 
@@ -30,9 +32,7 @@ def half_done(db: Database, tenant_id: str) -> tuple[str, Lease]:
     with db.tenant(tenant_id) as session:
         job_id = add_planned_job(session, tenant_id, 5, 4)
     first, second = chunk_ids(db, job_id)
-    lease = claim(db, tenant_id, first)
-    with db.tenant(tenant_id) as session:
-        record_chunk(session, lease, rows_of(lease, failed=[1]))
+    finish(db, tenant_id, first, 1)
     return job_id, claim(db, tenant_id, second)
 
 
@@ -90,8 +90,7 @@ def test_counters_that_are_off_are_set_to_what_the_items_say(quiet: Database, ow
     assert (job.succeeded, job.failed, job.skipped) == (4, 1, 0)
     assert recount_jobs(quiet).repaired == 0
     # And the job ends as if nothing had been.
-    with quiet.tenant(owner) as session:
-        record_chunk(session, lease, rows_of(lease))
+    record_all(quiet, lease)
     assert_closed(quiet, owner, job_id, JobState.PARTIALLY_SUCCEEDED)
 
 
@@ -135,9 +134,7 @@ def test_recordings_meanwhile_are_no_drift_and_repair_of_one_job_happens_once(
 
     def record() -> int:
         for chunk in chunks:
-            lease = claim(quiet, owner, chunk)
-            with quiet.tenant(owner) as session:
-                record_chunk(session, lease, rows_of(lease))
+            finish(quiet, owner, chunk)
         ended.set()
         return 0
 

@@ -25,8 +25,10 @@ from tests.jobs import (
     at_once,
     chunk_ids,
     claim,
+    finish,
     look_at_job,
     lose_worker,
+    record_all,
     rows_of,
 )
 
@@ -97,8 +99,7 @@ def test_recordings_at_the_same_moment_leave_no_hole_and_end_with_the_last_event
     def recorder(mine: int) -> Callable[[], None]:
         def record() -> None:
             for lease in leases[mine::4]:
-                with database.tenant(tenant_id) as session:
-                    record_chunk(session, lease, rows_of(lease))
+                record_all(database, lease)
 
         return record
 
@@ -129,9 +130,7 @@ def test_event_is_there_only_if_its_change_was_committed(
         record_chunk(session, lease, rows_of(lease))
     with database.tenant(tenant_id) as session:
         record_prefix(session, again, rows_of(again, 1))
-    rest = claim(database, tenant_id, chunk)
-    with database.tenant(tenant_id) as session:
-        record_chunk(session, rest, rows_of(rest, failed=[2]))
+    finish(database, tenant_id, chunk, 2)
     assert types_of(database, job_id) == [
         "job.running",
         "job.progress",

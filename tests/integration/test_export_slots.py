@@ -14,7 +14,6 @@ from sqlalchemy import func, select
 from app.db.session import Database
 from app.dispatch.relay import relay_once
 from app.exports import read
-from app.jobs.record import record_chunk
 from app.jobs.states import ChunkState, ChunkTask, JobKind, JobState
 from app.jobs.submit import submit_export
 from app.jobs.tables import Chunk, Job
@@ -30,10 +29,10 @@ from tests.jobs import (
     add_worker,
     chunk_ids,
     claim,
+    finish,
     look_at_chunk,
     look_at_job,
     lose_worker,
-    rows_of,
     try_claim,
 )
 from tests.plans import BUCKET
@@ -44,12 +43,6 @@ from worker.tasks import export
 from worker.tasks.door import let_go, open_door
 
 PATIENCE = 20
-
-
-@pytest.fixture
-def owner(quiet: Database) -> str:
-    """A tenant in the second database."""
-    return make_tenant(quiet)
 
 
 @pytest.fixture
@@ -88,9 +81,7 @@ def add_export(db: Database, tenant_id: str, items: int = 1) -> tuple[str, str]:
     with db.tenant(tenant_id) as session:
         source = add_planned_job(session, tenant_id, items)
     (chunk_id,) = chunk_ids(db, source)
-    lease = claim(db, tenant_id, chunk_id)
-    with db.tenant(tenant_id) as session:
-        record_chunk(session, lease, rows_of(lease))
+    finish(db, tenant_id, chunk_id)
     with db.tenant(tenant_id) as session:
         job_id = submit_export(session, tenant_id, job_id=source, format="jsonl").id
     (chunk_id,) = chunk_ids(db, job_id)

@@ -12,7 +12,7 @@ from app.db.session import Database
 from app.dispatch.sweep import Swept, sweep_once
 from app.jobs.cancel import cancel_job
 from app.jobs.items import unpack_items
-from app.jobs.record import record_chunk, record_prefix
+from app.jobs.record import record_prefix
 from app.jobs.states import ChunkState, JobState
 from app.jobs.tables import Chunk, Job
 from tests.jobs import (
@@ -25,6 +25,7 @@ from tests.jobs import (
     look_at_job,
     lose_worker,
     make_job,
+    record_all,
     rows_of,
     try_claim,
 )
@@ -54,8 +55,7 @@ def work_off(db: Database, tenant_id: str, job_id: str, poison: Collection[int])
                 kills += 1
                 let_lease_end(db, chunk_id)
             else:
-                with db.tenant(tenant_id) as session:
-                    record_chunk(session, lease, rows_of(lease))
+                record_all(db, lease)
         sweep_once(db, max_kills=5)
     return kills
 

@@ -13,7 +13,7 @@ from app.errors import ConflictError, NotFoundError
 from app.jobs.cancel import cancel_job
 from app.jobs.claim import look_at_lease, release_chunk
 from app.jobs.pause import pause_job, resume_job
-from app.jobs.record import record_chunk, record_part, record_plan, record_prefix
+from app.jobs.record import record_part, record_plan, record_prefix
 from app.jobs.states import ChunkState, ChunkTask, JobState
 from app.jobs.submit import submit_ingest
 from app.jobs.tables import Chunk
@@ -30,6 +30,7 @@ from tests.jobs import (
     look_at_chunk,
     look_at_job,
     make_job,
+    record_all,
     rows_of,
     try_claim,
 )
@@ -91,8 +92,7 @@ def test_record_that_comes_in_a_paused_job_is_kept_and_the_last_one_closes_it(
     job_id, (chunk,) = make_job(quiet, owner, 3)
     held = claim(quiet, owner, chunk)
     pause(quiet, owner, job_id)
-    with quiet.tenant(owner) as session:
-        record_chunk(session, held, rows_of(held))
+    record_all(quiet, held)
     assert_closed(quiet, owner, job_id, JobState.SUCCEEDED)
 
 

@@ -19,10 +19,12 @@ from tests.jobs import (
     at_once,
     chunk_ids,
     claim,
+    finish,
     look_at_chunk,
     look_at_job,
     lose_worker,
     make_job,
+    record_all,
     rows_of,
 )
 
@@ -31,9 +33,7 @@ def test_last_record_closes_the_job(database: Database, tenant_id: str) -> None:
     job_id, chunks = make_job(database, tenant_id, 3, 2)
     for number, chunk in enumerate(chunks):
         assert look_at_job(database, tenant_id, job_id).ended_at is None
-        lease = claim(database, tenant_id, chunk)
-        with database.tenant(tenant_id) as session:
-            record_chunk(session, lease, rows_of(lease))
+        finish(database, tenant_id, chunk)
         assert look_at_job(database, tenant_id, job_id).seq == number + 1
     job = assert_closed(database, tenant_id, job_id, JobState.SUCCEEDED)
     assert (job.total, job.succeeded) == (5, 5)
@@ -50,9 +50,7 @@ def test_failed_items_decide_how_the_job_ends(
     database: Database, tenant_id: str, failed: list[int], outcome: JobState, code: str | None
 ) -> None:
     job_id, (chunk,) = make_job(database, tenant_id, 3)
-    lease = claim(database, tenant_id, chunk)
-    with database.tenant(tenant_id) as session:
-        record_chunk(session, lease, rows_of(lease, failed=failed))
+    finish(database, tenant_id, chunk, *failed)
     job = assert_closed(database, tenant_id, job_id, outcome)
     assert job.failed == len(failed)
     assert (job.error or {}).get("code") == code
@@ -89,8 +87,7 @@ def test_record_that_arrives_twice_counts_once(database: Database, tenant_id: st
     lease = claim(database, tenant_id, chunks[0])
 
     def record() -> str:
-        with database.tenant(tenant_id) as session:
-            record_chunk(session, lease, rows_of(lease))
+        record_all(database, lease)
         return "recorded"
 
     answers = at_once(*[record] * 4)
@@ -106,8 +103,7 @@ def test_chunks_recorded_at_the_same_moment_all_count_and_one_closes_the_job(
     leases = [claim(database, tenant_id, chunk) for chunk in chunks]
 
     def record(number: int) -> None:
-        with database.tenant(tenant_id) as session:
-            record_chunk(session, leases[number], rows_of(leases[number]))
+        record_all(database, leases[number])
 
     answers = at_once(*(lambda number=number: record(number) for number in range(4)))
     assert answers == [None] * 4
@@ -126,8 +122,7 @@ def test_prefix_is_kept_and_the_rest_waits_with_its_own_items(
     assert (row.state, row.lo, row.hi, row.kills) == (ChunkState.PENDING, 2, 5, 0)
     rest = claim(database, tenant_id, chunk)
     assert [item.key for item in unpack_items(rest.items or {})] == ["2.png", "3.png", "4.png"]
-    with database.tenant(tenant_id) as session:
-        record_chunk(session, rest, rows_of(rest))
+    record_all(database, rest)
     job = assert_closed(database, tenant_id, job_id, JobState.SUCCEEDED)
     with database.tenant(tenant_id) as session:
         page = page_results(session, tenant_id, job)
@@ -155,8 +150,7 @@ def test_failing_job_keeps_what_had_finished_and_fences_all_others(
 ) -> None:
     job_id, chunks = make_job(database, tenant_id, 2, 2, 2, 2)
     leases = [claim(database, tenant_id, chunk) for chunk in chunks[:3]]
-    with database.tenant(tenant_id) as session:
-        record_chunk(session, leases[0], rows_of(leases[0]))
+    record_all(database, leases[0])
     with database.tenant(tenant_id) as session:
         record_failure(session, leases[1], {"code": "model_not_ready", "detail": "gone"})
     with pytest.raises(FencedError), database.tenant(tenant_id) as session:
@@ -231,9 +225,7 @@ def test_columns_without_a_value_are_null_and_not_the_word_null_of_json(
     database: Database, tenant_id: str
 ) -> None:
     job_id, (chunk,) = make_job(database, tenant_id, 2)
-    lease = claim(database, tenant_id, chunk)
-    with database.tenant(tenant_id) as session:
-        record_chunk(session, lease, rows_of(lease, failed=[1]))
+    finish(database, tenant_id, chunk, 1)
     with database.tenant(tenant_id) as session:
         rows = session.execute(
             select(Item.prediction.is_(None), Item.error.is_(None), Item.metadata_.is_(None))
@@ -248,13 +240,11 @@ def test_open_job_pages_by_recording_so_that_late_chunks_are_not_missed(
 ) -> None:
     job_id, chunks = make_job(database, tenant_id, 2, 2, 2)
     late, soon = claim(database, tenant_id, chunks[0]), claim(database, tenant_id, chunks[1])
-    with database.tenant(tenant_id) as session:
-        record_chunk(session, soon, rows_of(soon))
+    record_all(database, soon)
     with database.tenant(tenant_id) as session:
         page = page_results(session, tenant_id, look_at_job(database, tenant_id, job_id))
     assert [item.ordinal for item in page.items] == [2, 3]
-    with database.tenant(tenant_id) as session:
-        record_chunk(session, late, rows_of(late))
+    record_all(database, late)
     with database.tenant(tenant_id) as session:
         job = look_at_job(database, tenant_id, job_id)
         page = page_results(session, tenant_id, job, cursor=page.cursor)

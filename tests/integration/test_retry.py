@@ -17,7 +17,7 @@ from app.jobs.cancel import cancel_job
 from app.jobs.inputs import Entry, read_input
 from app.jobs.items import JobItem
 from app.jobs.narrow import Narrowed, narrow_killed_chunk
-from app.jobs.record import record_chunk, record_prefix, record_stopped
+from app.jobs.record import record_prefix, record_stopped
 from app.jobs.retry import submit_retry
 from app.jobs.states import ChunkTask, JobKind, JobState
 from app.jobs.tables import Chunk, Job
@@ -178,9 +178,7 @@ def test_chunk_of_one_shard_stays_one_of_one_shard(
     run_plan(database, objects, small, tenant_id, job_id)
     items = all_items(database, job_id)
     for chunk in predict_chunks(database, job_id):
-        lease = claim(database, tenant_id, chunk)
-        with database.tenant(tenant_id) as session:
-            record_chunk(session, lease, rows_of(lease, failed=[3, 4, 5, 6]))
+        finish(database, tenant_id, chunk, 3, 4, 5, 6)
     again = retry(database, tenant_id, job_id)
     run_plan(database, objects, small, tenant_id, again.id)
     # The second shard begins at item 5.

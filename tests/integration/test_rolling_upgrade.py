@@ -7,18 +7,10 @@ from sqlalchemy import select, update
 from app.db.session import Database
 from app.jobs.items import slice_items, unpack_items
 from app.jobs.narrow import Narrowed, narrow_killed_chunk
-from app.jobs.record import record_chunk
 from app.jobs.retried import read_retried
 from app.jobs.states import JobState
 from app.jobs.tables import Chunk
-from tests.jobs import (
-    add_planned_job,
-    assert_closed,
-    chunk_ids,
-    claim,
-    lose_worker,
-    rows_of,
-)
+from tests.jobs import add_planned_job, assert_closed, chunk_ids, claim, lose_worker, record_all
 
 
 def write_as_before(db: Database, chunk_id: str, *, recorded: int = 0) -> None:
@@ -52,8 +44,7 @@ def test_worker_takes_its_own_items_of_a_chunk_that_the_release_before_planned(
     for chunk_id in (first, second):
         lease = claim(quiet, owner, chunk_id)
         assert names_of(lease.items) == [f"item {n}" for n in range(lease.lo, lease.hi)]
-        with quiet.tenant(owner) as session:
-            record_chunk(session, lease, rows_of(lease, failed=[5]))
+        record_all(quiet, lease, 5)
     assert_closed(quiet, owner, job_id, JobState.PARTIALLY_SUCCEEDED)
     retried = [
         (ordinal, item.custom_id) for ordinal, item in read_retried(quiet, owner, job_id, "all")

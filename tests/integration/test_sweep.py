@@ -27,7 +27,7 @@ from tests.jobs import (
     look_at_chunk,
     look_at_job,
     make_job,
-    rows_of,
+    record_all,
 )
 from tests.service import wait_until
 
@@ -38,8 +38,7 @@ def test_sweep_leaves_what_is_well_alone(quiet: Database, owner: str) -> None:
         worker_id = add_worker(session)
     held = claim(quiet, owner, chunks[0], worker_id=worker_id)
     assert not sweep_once(quiet, max_kills=1)
-    with quiet.tenant(owner) as session:
-        record_chunk(session, held, rows_of(held))
+    record_all(quiet, held)
     assert not sweep_once(quiet, max_kills=1)
     assert look_at_job(quiet, owner, job_id).state == JobState.RUNNING
 
@@ -134,8 +133,7 @@ def test_job_that_nothing_would_close_any_more_is_closed_by_what_its_items_say(
         with quiet.system() as session:
             # A count that is off: the last record does not see that it is the last.
             session.execute(update(Job).where(Job.id == job_id).values(failed=0, succeeded=0))
-        with quiet.tenant(owner) as session:
-            record_chunk(session, lease, rows_of(lease, failed=[0]))
+        record_all(quiet, lease, 0)
     assert look_at_job(quiet, owner, job_id).state == JobState.RUNNING
     assert sweep_once(quiet, max_kills=5) == Swept(repaired=1)
     job = assert_closed(quiet, owner, job_id, JobState.PARTIALLY_SUCCEEDED)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 from app.db.session import Database
-from app.dispatch.fan_out import fan_out
 from app.settings import Settings
 from app.webhooks.deliver import Claimed, record_outcome
 from app.webhooks.deliveries import send_test
@@ -23,6 +22,7 @@ from tests.webhooks import (
     cancelled_job,
     claim_next,
     delivering,
+    fan_out_all,
     hanging_receiver,
     make_due,
     only_delivery,
@@ -39,8 +39,7 @@ def test_sender_whose_lease_has_ended_records_nothing(quiet: Database, receiver:
     owner = make_tenant(quiet)
     webhook = add_webhook(quiet, owner, receiver.url)
     cancelled_job(quiet, owner)
-    while fan_out(quiet):
-        continue
+    fan_out_all(quiet)
     frozen = claim_next(quiet)
     assert frozen is not None
     assert claim_next(quiet) is None

@@ -7,8 +7,10 @@ import tarfile
 import zipfile
 from collections.abc import Mapping
 
+import pytest
 from PIL import Image
 
+from app.errors import InvalidInputError
 from app.uploads.archive import open_archive
 from app.uploads.members import ArchiveLimits, Member
 
@@ -16,6 +18,8 @@ MIB = 1024 * 1024
 LIMITS = ArchiveLimits(
     max_entries=1000, max_member_bytes=MIB, max_total_bytes=1024 * MIB, max_ratio=100
 )
+#: Six members of different lengths.
+FILES = {f"cat/{number}.jpg": bytes([number]) * (number * 700) for number in range(6)}
 
 
 def image_bytes(
@@ -54,3 +58,28 @@ def outcomes(archive: bytes, limits: ArchiveLimits = LIMITS) -> dict[str, bytes 
         member.name: member.error.code if member.error else member.read()
         for member in read_all(archive, limits)
     }
+
+
+def tar_gz(files: Mapping[str, bytes]) -> bytes:
+    return make_tar(files, "w:gz")
+
+
+def stored_zip(files: Mapping[str, bytes]) -> bytes:
+    return make_zip(files, zipfile.ZIP_STORED)
+
+
+MAKERS = [make_zip, stored_zip, make_tar, tar_gz]
+every_format = pytest.mark.parametrize("make", MAKERS)
+
+
+def refusal(archive: bytes, limits: ArchiveLimits = LIMITS) -> InvalidInputError:
+    """The error with which the whole archive is refused."""
+
+    def read() -> None:
+        opened = open_archive(io.BytesIO(archive), limits)
+        opened.survey()
+        list(opened.members())
+
+    with pytest.raises(InvalidInputError) as caught:
+        read()
+    return caught.value

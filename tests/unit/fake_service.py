@@ -15,6 +15,16 @@ Reply = httpx2.Response | Exception | Callable[[httpx2.Request], httpx2.Response
 
 URL = "http://darkroom.test"
 KEY = "dk_test"
+#: An archive whose images are packed.
+UPLOAD = {
+    "id": "upl_1",
+    "kind": "archive",
+    "state": "ready",
+    "filename": "photos.zip",
+    "size_bytes": 1500000,
+    "image_count": 4,
+    "failed_count": 0,
+}
 
 
 class FakeService:

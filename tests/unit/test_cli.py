@@ -1,3 +1,5 @@
+"""The command line against a service in memory: what it prints, asks for and exits with."""
+
 import hashlib
 import json
 import subprocess
@@ -7,212 +9,7 @@ import httpx2
 import pytest
 
 from app.cli.exits import EXIT_CODES, Exit
-from tests.unit.fake_service import URL, answer, job, page, problem, sent
-
-UPLOAD = {
-    "id": "upl_1",
-    "kind": "archive",
-    "state": "ready",
-    "filename": "photos.zip",
-    "size_bytes": 1500000,
-    "image_count": 4,
-    "failed_count": 0,
-}
-
-VERSION = {
-    "id": "mdv_1",
-    "model": "digits",
-    "number": 3,
-    "state": "ready",
-    "aliases": ["production"],
-}
-
-
-def test_submit_of_a_prefix_prints_the_job_id_alone_on_stdout(service, run):
-    service.on("POST /v1/jobs", answer(job("validating"), 202))
-    done = run(
-        "submit", "s3://b/p", "-m", "digits", "-k", 3, "--include", "*.png", "--metadata", "a=b=c"
-    )
-    assert (done.exit_code, done.stdout) == (Exit.DONE, "job_1\n")
-    assert sent(service, "POST /v1/jobs") == {
-        "kind": "predict",
-        "model": "digits",
-        "input": {"prefix": "s3://b/p", "include": ["*.png"]},
-        "options": {"top_k": 3},
-        "metadata": {"a": "b=c"},
-    }
-
-
-def test_submit_of_an_archive_uploads_waits_for_the_unpacking_and_submits(service, run, tmp_path):
-    path = tmp_path / "photos.zip"
-    path.write_bytes(b"PK")
-    ingest = job("queued", id="job_0", kind="ingest")
-    service.on("GET /v1/models/digits/versions", page([VERSION]))
-    service.on("POST /v1/uploads", answer({"upload": UPLOAD, "job": ingest}, 202))
-    service.on("GET /v1/jobs/job_0", answer({**ingest, "state": "succeeded"}))
-    service.on("POST /v1/jobs", answer(job("validating"), 202))
-    service.on("GET /v1/jobs/job_1", answer(job()))
-    done = run("submit", path, "-m", "digits", "--watch")
-    assert done.exit_code == Exit.DONE
-    assert done.stdout.startswith("✓ job_1 succeeded: 4 images in 2.0 s, 2 images/s")
-    assert sent(service, "POST /v1/jobs")["input"] == {"upload": "upl_1"}
-
-
-def test_broken_archive_ends_the_submit_with_its_error(service, run, tmp_path):
-    path = tmp_path / "photos.zip"
-    path.write_bytes(b"PK")
-    error = {"code": "archive_broken", "detail": "the archive breaks at byte 2"}
-    ingest = job("failed", id="job_0", kind="ingest", error=error, counts={"total": 0, "done": 0})
-    service.on("GET /v1/models/digits/versions", page([VERSION]))
-    service.on("POST /v1/uploads", answer({"upload": UPLOAD, "job": ingest}, 202))
-    service.on("GET /v1/jobs/job_0", answer(ingest))
-    done = run("submit", path, "-m", "digits")
-    assert done.exit_code == Exit.FAILED
-    assert "the archive breaks at byte 2 [archive_broken]" in done.stderr
-    assert not service.asked("POST /v1/jobs")
-
-
-@pytest.mark.parametrize(
-    ("model", "reply", "told"),
-    [
-        ("typo", None, "nothing at /v1/models/typo/versions [not_found]"),
-        (
-            "digits@stagign",
-            page([VERSION]),
-            "its aliases are @production (version 3) [model_not_found]",
-        ),
-        (
-            "digits",
-            page([{**VERSION, "state": "archived"}]),
-            "model version 'digits' is archived [model_not_ready]",
-        ),
-    ],
-)
-def test_model_that_would_be_refused_is_told_before_the_archive_is_sent(
-    service, run, tmp_path, model, reply, told
-):
-    path = tmp_path / "photos.zip"
-    path.write_bytes(b"PK")
-    if reply is not None:
-        service.on("GET /v1/models/digits/versions", reply)
-    done = run("submit", path, "-m", model)
-    assert done.exit_code == Exit.REFUSED
-    assert told in done.stderr
-    assert not service.asked("POST /v1/uploads")
-
-
-@pytest.mark.parametrize("model", ["mdv_1", "digits"])
-def test_model_that_cannot_be_looked_up_is_left_to_the_submit(service, run, tmp_path, model):
-    path = tmp_path / "photos.zip"
-    path.write_bytes(b"PK")
-    service.on("GET /v1/models/digits/versions", problem(403, "scope_missing", "lacks models:read"))
-    ingest = job("queued", id="job_0", kind="ingest")
-    service.on("POST /v1/uploads", answer({"upload": UPLOAD, "job": ingest}, 202))
-    service.on("GET /v1/jobs/job_0", answer({**ingest, "state": "succeeded"}))
-    service.on("POST /v1/jobs", answer(job("validating"), 202))
-    assert run("submit", path, "-m", model).exit_code == Exit.DONE
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["photos.zip", "--deadline", "2020-01-01T00:00:00+00:00"],
-        ["photos.zip", "--activation", "softmx"],
-        ["photos.zip", "--top-k", "1001"],
-        ["net.safetensors"],
-    ],
-)
-def test_what_can_be_seen_to_be_wrong_here_is_a_usage_error_and_nothing_is_sent(
-    service, run, tmp_path, monkeypatch, words
-):
-    monkeypatch.chdir(tmp_path)
-    for name in ("photos.zip", "net.safetensors"):
-        (tmp_path / name).write_bytes(b"PK")
-    done = run("submit", "-m", "digits", *words)
-    assert done.exit_code == Exit.USAGE, done.output
-    assert service.requests == []
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        [],
-        ["s3://b/p", "--upload", "upl_1"],
-        ["--upload", "upl_1", "--split", "test"],
-        ["--upload", "upl_1", "--include", "*"],
-        ["no-such-file.zip"],
-        ["s3://b/p", "--metadata", "novalue"],
-    ],
-)
-def test_contradicting_options_of_submit_are_usage_errors(service, run, words):
-    assert run("submit", "-m", "digits", *words).exit_code == Exit.USAGE
-    assert service.requests == []
-
-
-@pytest.mark.parametrize(
-    ("state", "code"),
-    [
-        ("succeeded", Exit.DONE),
-        ("partially_succeeded", Exit.PARTIAL),
-        ("failed", Exit.FAILED),
-        ("cancelled", Exit.CANCELLED),
-    ],
-)
-def test_watch_exits_with_the_code_of_the_jobs_end(service, run, state, code):
-    service.on("GET /v1/jobs/job_1", answer(job(state)))
-    assert run("watch", "job_1").exit_code == code
-    shown = run("watch", "job_1", "--json")
-    assert shown.exit_code == code
-    assert json.loads(shown.stdout)["state"] == state
-
-
-def test_watch_sums_up_what_failed_by_code(service, run):
-    counts = {"succeeded": 1, "failed": 3}
-    service.on("GET /v1/jobs/job_1", answer(job("partially_succeeded", counts=counts)))
-    failed = [
-        {"ordinal": n, "source": f"{n}.png", "state": "failed", "error": {"code": code}}
-        for n, code in enumerate(["undecodable", "truncated", "undecodable"])
-    ]
-    service.on("GET /v1/jobs/job_1/errors", page(failed))
-    done = run("watch", "job_1")
-    assert done.exit_code == Exit.PARTIAL
-    assert "3 images failed:" in done.stderr
-    assert "2  undecodable, such as 0.png" in done.stderr
-    assert "1  truncated, such as 1.png" in done.stderr
-
-
-def test_watch_of_a_finetune_prints_every_epoch_once(service, run):
-    def training(state, step, steps=3, unit="epoch"):
-        progress = {"fraction": step / steps, "step": step, "steps": steps, "unit": unit}
-        none = {"total": 0, "done": 0, "succeeded": 0}
-        return job(state, kind="finetune", progress=progress, counts=none, images_per_second=None)
-
-    def metrics(upto):
-        return page(
-            [
-                {"id": f"{step}:{name}", "name": name, "step": step, "value": 0.5 / step}
-                for step in range(1, upto + 1)
-                for name in ("learning_rate", "train_accuracy", "train_loss", "test_accuracy")
-            ]
-        )
-
-    service.on(
-        "GET /v1/jobs/job_1",
-        answer(training("running", 40, 120, "image"), ETag='"0"'),
-        answer(training("running", 1), ETag='"1"'),
-        # Another worker goes on, and reads the images first.
-        answer(training("running", 40, 120, "image"), ETag='"1b"'),
-        answer(training("running", 2), ETag='"2"'),
-        answer(training("succeeded", 3), ETag='"3"'),
-    )
-    service.on("GET /v1/jobs/job_1/metrics", metrics(1), metrics(2), metrics(3))
-    done = run("watch", "job_1")
-    lines = [line for line in done.stderr.splitlines() if line.startswith("epoch ")]
-    assert lines == [
-        "epoch 1/3  train loss 0.5000 accuracy 0.5000  test accuracy 0.5000",
-        "epoch 2/3  train loss 0.2500 accuracy 0.2500  test accuracy 0.2500",
-        "epoch 3/3  train loss 0.1667 accuracy 0.1667  test accuracy 0.1667",
-    ]
+from tests.unit.fake_service import UPLOAD, URL, answer, job, page, problem, sent
 
 
 def test_results_are_a_table_for_people_and_lines_for_machines(service, run):
@@ -339,14 +136,6 @@ def test_absent_service_is_exit_code_4_without_a_traceback(service, run):
     assert "Traceback" not in done.output
 
 
-def test_timeout_of_a_watch_is_exit_code_7(service, run, monkeypatch):
-    moments = map(float, range(100))
-    clock = {"now": lambda: next(moments)}
-    monkeypatch.setattr("app.client.jobs.Jobs.__init__.__kwdefaults__", clock)
-    service.on("GET /v1/jobs/job_1", answer(job("running"), ETag='"1"'))
-    assert run("watch", "job_1", "--timeout", 5).exit_code == Exit.TIMEOUT
-
-
 def test_fault_of_the_command_itself_is_a_sentence_too(service, run):
     service.on("GET /v1/jobs", answer({"data": [{"wrong": 1}], "has_more": False}))
     done = run("jobs")
@@ -414,15 +203,6 @@ def test_export_into_a_folder_that_is_not_there_is_refused_before_the_work(servi
     done = run("export", "job_1", "--output", tmp_path / "none" / "results.csv")
     assert done.exit_code == Exit.USAGE
     assert "there is no folder" in done.stderr
-
-
-def test_watch_of_a_cancelled_job_counts_only_images_that_were_touched(service, run):
-    counts = {"total": 10, "done": 4, "succeeded": 4, "failed": 0, "skipped": 0, "cancelled": 6}
-    service.on("GET /v1/jobs/job_1", answer(job("cancelled", counts=counts), ETag='"1"'))
-    done = run("watch", "job_1")
-    assert done.exit_code == Exit.CANCELLED
-    assert "cancelled: 40% 4 of 10 images" in done.stderr
-    assert "job_1 cancelled: 4 of 10 images" in done.stdout
 
 
 def test_fault_that_the_sentence_tells_already_is_not_told_again(service, run):

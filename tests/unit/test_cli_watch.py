@@ -1,0 +1,91 @@
+"""Watching a job by the command line until it ends: its sums, its exit codes."""
+
+import json
+
+import pytest
+
+from app.cli.exits import Exit
+from tests.unit.fake_service import answer, job, page
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        ("succeeded", Exit.DONE),
+        ("partially_succeeded", Exit.PARTIAL),
+        ("failed", Exit.FAILED),
+        ("cancelled", Exit.CANCELLED),
+    ],
+)
+def test_watch_exits_with_the_code_of_the_jobs_end(service, run, state, code):
+    service.on("GET /v1/jobs/job_1", answer(job(state)))
+    assert run("watch", "job_1").exit_code == code
+    shown = run("watch", "job_1", "--json")
+    assert shown.exit_code == code
+    assert json.loads(shown.stdout)["state"] == state
+
+
+def test_watch_sums_up_what_failed_by_code(service, run):
+    counts = {"succeeded": 1, "failed": 3}
+    service.on("GET /v1/jobs/job_1", answer(job("partially_succeeded", counts=counts)))
+    failed = [
+        {"ordinal": n, "source": f"{n}.png", "state": "failed", "error": {"code": code}}
+        for n, code in enumerate(["undecodable", "truncated", "undecodable"])
+    ]
+    service.on("GET /v1/jobs/job_1/errors", page(failed))
+    done = run("watch", "job_1")
+    assert done.exit_code == Exit.PARTIAL
+    assert "3 images failed:" in done.stderr
+    assert "2  undecodable, such as 0.png" in done.stderr
+    assert "1  truncated, such as 1.png" in done.stderr
+
+
+def test_watch_of_a_finetune_prints_every_epoch_once(service, run):
+    def training(state, step, steps=3, unit="epoch"):
+        progress = {"fraction": step / steps, "step": step, "steps": steps, "unit": unit}
+        none = {"total": 0, "done": 0, "succeeded": 0}
+        return job(state, kind="finetune", progress=progress, counts=none, images_per_second=None)
+
+    def metrics(upto):
+        return page(
+            [
+                {"id": f"{step}:{name}", "name": name, "step": step, "value": 0.5 / step}
+                for step in range(1, upto + 1)
+                for name in ("learning_rate", "train_accuracy", "train_loss", "test_accuracy")
+            ]
+        )
+
+    service.on(
+        "GET /v1/jobs/job_1",
+        answer(training("running", 40, 120, "image"), ETag='"0"'),
+        answer(training("running", 1), ETag='"1"'),
+        # Another worker goes on, and reads the images first.
+        answer(training("running", 40, 120, "image"), ETag='"1b"'),
+        answer(training("running", 2), ETag='"2"'),
+        answer(training("succeeded", 3), ETag='"3"'),
+    )
+    service.on("GET /v1/jobs/job_1/metrics", metrics(1), metrics(2), metrics(3))
+    done = run("watch", "job_1")
+    lines = [line for line in done.stderr.splitlines() if line.startswith("epoch ")]
+    assert lines == [
+        "epoch 1/3  train loss 0.5000 accuracy 0.5000  test accuracy 0.5000",
+        "epoch 2/3  train loss 0.2500 accuracy 0.2500  test accuracy 0.2500",
+        "epoch 3/3  train loss 0.1667 accuracy 0.1667  test accuracy 0.1667",
+    ]
+
+
+def test_timeout_of_a_watch_is_exit_code_7(service, run, monkeypatch):
+    moments = map(float, range(100))
+    clock = {"now": lambda: next(moments)}
+    monkeypatch.setattr("app.client.jobs.Jobs.__init__.__kwdefaults__", clock)
+    service.on("GET /v1/jobs/job_1", answer(job("running"), ETag='"1"'))
+    assert run("watch", "job_1", "--timeout", 5).exit_code == Exit.TIMEOUT
+
+
+def test_watch_of_a_cancelled_job_counts_only_images_that_were_touched(service, run):
+    counts = {"total": 10, "done": 4, "succeeded": 4, "failed": 0, "skipped": 0, "cancelled": 6}
+    service.on("GET /v1/jobs/job_1", answer(job("cancelled", counts=counts), ETag='"1"'))
+    done = run("watch", "job_1")
+    assert done.exit_code == Exit.CANCELLED
+    assert "cancelled: 40% 4 of 10 images" in done.stderr
+    assert "job_1 cancelled: 4 of 10 images" in done.stdout
