@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cache
+from typing import Any
 
 from flask import Response, request
+from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
 from app.api.idempotency import once
@@ -26,8 +28,8 @@ from app.api.schemas.jobs import (
     WaitQuery,
 )
 from app.api.schemas.limits import limits_of
-from app.api.views import retry_after_seconds, show_job, show_jobs
-from app.jobs.progress import JobMark, get_job_and_version, get_mark
+from app.api.views import retry_after_seconds, show_job, show_jobs, show_polled_job
+from app.jobs.poll import glance_at_job, poll_job
 from app.jobs.progress import list_jobs as page_jobs
 from app.jobs.states import TERMINAL_JOB_STATES, JobKind, JobState
 from app.jobs.submit import submit_export, submit_finetune, submit_import, submit_predict
@@ -154,13 +156,12 @@ def get_job(path: JobPath, query: WaitQuery) -> Response:
     def look() -> _Look:
         # Nobody holds a connection while waiting.
         if known:
-            mark = get_mark(here.db, tenant_id, path.job_id)
-            etag = _etag(path.job_id, mark.version)
+            glance = glance_at_job(here.db, tenant_id, path.job_id)
+            etag = _etag(path.job_id, glance.version)
             if known.contains_weak(etag):
-                return _Look(mark, etag)
-        with here.db.tenant(tenant_id) as session:
-            job, version = get_job_and_version(session, tenant_id, path.job_id)
-            return _Look(job, _etag(job.id, version), show_job(session, job))
+                return _Look(glance.job, etag)
+        seen = poll_job(here.db, tenant_id, path.job_id)
+        return _Look(seen.job, _etag(path.job_id, seen.version), show_polled_job(seen.job))
 
     def is_news(seen: _Look) -> bool:
         return seen.is_over or (bool(known) and seen.text is not None)
@@ -188,7 +189,7 @@ def get_job(path: JobPath, query: WaitQuery) -> Response:
 class _Look:
     """A job at one moment; its text is None where the client has it already."""
 
-    def __init__(self, job: Job | JobMark, etag: str, answer: JobAnswer | None = None) -> None:
+    def __init__(self, job: Row[Any], etag: str, answer: JobAnswer | None = None) -> None:
         self.job = job
         self.is_over = job.state in TERMINAL_JOB_STATES
         self.etag = etag

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
 from app.api.schemas.job_answers import (
@@ -19,7 +21,7 @@ from app.api.schemas.limits import MaxFailedAnswer
 from app.api.schemas.service import ArtifactAnswer
 from app.api.schemas.uploads import UploadAnswer, UploadLinks
 from app.datasets.resolve import names_of_dataset_versions
-from app.jobs.progress import JobMark, counts, rate_and_eta
+from app.jobs.progress import counts, rate_and_eta
 from app.jobs.states import TERMINAL_JOB_STATES, JobKind, JobState
 from app.jobs.tables import Artifact, Item, Job
 from app.models.resolve import names_of_versions
@@ -43,13 +45,20 @@ def show_jobs(session: Session, tenant_id: str, jobs: Sequence[Job]) -> list[Job
     )
     return [
         _show_job(
-            job, _named(models, job.model_version_id), _named(datasets, job.dataset_version_id)
+            job,
+            models.get(job.model_version_id or ""),
+            datasets.get(job.dataset_version_id or ""),
         )
         for job in jobs
     ]
 
 
-def _show_job(job: Job, model: Named | None, dataset: Named | None) -> JobAnswer:
+def show_polled_job(job: Row[Any]) -> JobAnswer:
+    """A job as :func:`app.jobs.poll.poll_job` read it."""
+    return _show_job(job, job.model, job.dataset)
+
+
+def _show_job(job: Job | Row[Any], model: str | None, dataset: str | None) -> JobAnswer:
     rate, eta = rate_and_eta(job)
     here = f"/v1/jobs/{job.id}"
     source = job.input
@@ -65,8 +74,8 @@ def _show_job(job: Job, model: Named | None, dataset: Named | None) -> JobAnswer
             "input": source,
             "options": job.options,
             "metadata": job.metadata_,
-            "model_version": model,
-            "dataset_version": dataset,
+            "model_version": _named(job.model_version_id, model),
+            "dataset_version": _named(job.dataset_version_id, dataset),
             "deadline_at": job.deadline_at,
             "max_failed": _max_failed(job),
             "retry_of": job.retry_of,
@@ -101,7 +110,7 @@ def _show_job(job: Job, model: Named | None, dataset: Named | None) -> JobAnswer
     )
 
 
-def retry_after_seconds(job: Job | JobMark) -> int | None:
+def retry_after_seconds(job: Job | Row[Any]) -> int | None:
     """When to ask again: a tenth of what is left, 1 s at least; None once the job has ended."""
     if job.state in TERMINAL_JOB_STATES:
         return None
@@ -149,20 +158,21 @@ def show_artifact(artifact: Artifact) -> ArtifactAnswer:
     )
 
 
-def _named(names: dict[str, str], version_id: str | None) -> Named | None:
-    if version_id is None or version_id not in names:
+def _named(version_id: str | None, reference: str | None) -> Named | None:
+    """``("mdv_…", "digits@3")`` as an answer shows it."""
+    if version_id is None or reference is None:
         return None
-    name, _, number = names[version_id].rpartition("@")
+    name, _, number = reference.rpartition("@")
     return Named(id=version_id, name=name, number=int(number))
 
 
-def _max_failed(job: Job) -> MaxFailedAnswer | None:
+def _max_failed(job: Job | Row[Any]) -> MaxFailedAnswer | None:
     if job.max_failed_items is None and job.max_failed_fraction is None:
         return None
     return MaxFailedAnswer(items=job.max_failed_items, fraction=job.max_failed_fraction)
 
 
-def _progress(job: Job) -> Progress:
+def _progress(job: Job | Row[Any]) -> Progress:
     if job.progress is not None:
         step, steps = job.progress.get("step"), job.progress.get("steps")
         fraction = min(step / steps, 1.0) if step is not None and steps else None

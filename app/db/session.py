@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Engine, Row, create_engine, event
+from psycopg.rows import namedtuple_row
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -40,6 +41,9 @@ _RESTS_SINCE = "rests_since"
 
 #: When a client may ask again whose write found a full disk: people have to make room.
 _FULL_RETRY_SECONDS = 60
+
+#: What the driver raises where SQLAlchemy does not stand between.
+_DRIVER_AWAY = (psycopg.OperationalError, psycopg.InterfaceError)
 
 # OFFSET keeps the question whole, and it needs what is bound: row level security looks at the
 # tenant after it was set, whatever the planner chooses. The statement is its own transaction.
@@ -141,7 +145,7 @@ class Database:
         with self.tenant("") as session:
             yield session
 
-    def ask(self, question: str, words: Mapping[str, Any]) -> Sequence[Row[Any]]:
+    def ask(self, question: str, words: Mapping[str, Any]) -> Sequence[Any]:
         """The rows of one statement that reads what is common to all; no transaction, no tenant.
 
         ``question`` is in the driver's own form, ``%(word)s``.
@@ -150,9 +154,17 @@ class Database:
             UnavailableError: the database does not answer.
         """
         with _unavailable(), self._asking.connect() as connection:
-            return connection.exec_driver_sql(question, dict(words)).all()
+            # Past SQLAlchemy, which would work out the columns anew for each answer: half the
+            # time of a question this small.
+            driver = connection.connection.driver_connection
+            assert isinstance(driver, psycopg.Connection)
+            try:
+                return driver.cursor(row_factory=namedtuple_row).execute(question, words).fetchall()
+            except psycopg.Error:
+                connection.invalidate()
+                raise
 
-    def ask_as(self, tenant_id: str, question: str, words: Mapping[str, Any]) -> Sequence[Row[Any]]:
+    def ask_as(self, tenant_id: str, question: str, words: Mapping[str, Any]) -> Sequence[Any]:
         """The rows of one SELECT that sees only this tenant's rows; one round trip.
 
         Where it is asked so often that a transaction around it would cost more than it does.
@@ -203,8 +215,8 @@ def _unavailable() -> Iterator[None]:
     """Turn a lost or refused connection into the error that callers may retry."""
     try:
         yield
-    except (OperationalError, PoolTimeout) as error:
-        if isinstance(getattr(error, "orig", None), psycopg.errors.DiskFull):
+    except (OperationalError, PoolTimeout, *_DRIVER_AWAY) as error:
+        if isinstance(getattr(error, "orig", error), psycopg.errors.DiskFull):
             raise UnavailableError(
                 "the database's disk is full: nothing was written; make room and try again",
                 code="storage_full",

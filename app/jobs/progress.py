@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, literal_column, select
+from sqlalchemy import Row, select
 from sqlalchemy.orm import Session
 
-from app.db.session import Database
 from app.errors import NotFoundError
 from app.jobs.states import TERMINAL_JOB_STATES, JobKind, JobState
 from app.jobs.tables import Job
@@ -21,65 +18,6 @@ def get_job(session: Session, tenant_id: str, job_id: str) -> Job:
     if job is None:
         raise NotFoundError(f"no job {job_id}", code="job_not_found")
     return job
-
-
-@dataclass(frozen=True, slots=True)
-class JobMark:
-    """How far a job is, without what its client sent: enough to tell whether there is news."""
-
-    #: Another one after every change of the row.
-    version: str
-    state: str
-    total: int
-    succeeded: int
-    failed: int
-    skipped: int
-    cancelled: int
-    expired: int
-    running_at: datetime | None
-    sealed_at: datetime | None
-    ended_at: datetime | None
-    updated_at: datetime
-
-
-# The transaction that wrote the row: PostgreSQL gives every version of a row its own.
-_XMIN: ColumnElement[str] = literal_column("jobs.xmin::text")
-_MARK = """
-    SELECT xmin::text, state, total, succeeded, failed, skipped, cancelled, expired,
-           running_at, sealed_at, ended_at, updated_at
-    FROM jobs
-    WHERE id = %(job_id)s AND tenant_id = bound.tenant_id
-"""
-
-
-def get_mark(db: Database, tenant_id: str, job_id: str) -> JobMark:
-    """What a poll that may bring no news needs, in one round trip.
-
-    Raises:
-        NotFoundError: as :func:`get_job`.
-        UnavailableError: the database does not answer.
-    """
-    rows = db.ask_as(tenant_id, _MARK, {"job_id": job_id})
-    if not rows:
-        raise NotFoundError(f"no job {job_id}", code="job_not_found")
-    row = rows[0]
-    columns: tuple[Any, ...] = tuple(row)[1:]
-    return JobMark(_version(row.xmin, row.updated_at), *columns)
-
-
-def get_job_and_version(session: Session, tenant_id: str, job_id: str) -> tuple[Job, str]:
-    """The job's row, and the version of it that a :class:`JobMark` names."""
-    row = session.execute(
-        select(Job, _XMIN).where(Job.id == job_id, Job.tenant_id == tenant_id)
-    ).one_or_none()
-    if row is None:
-        raise NotFoundError(f"no job {job_id}", code="job_not_found")
-    return row[0], _version(row[1], row[0].updated_at)
-
-
-def _version(xmin: str, updated_at: datetime) -> str:
-    # With the time as well: transactions are counted anew where a backup is restored.
-    return f"{xmin} {updated_at.isoformat()}"
 
 
 def list_jobs(
@@ -103,7 +41,7 @@ def list_jobs(
     return rows[:limit], len(rows) > limit
 
 
-def counts(job: Job) -> dict[str, int]:
+def counts(job: Job | Row[Any]) -> dict[str, int]:
     """Items by how they ended; in a closed job they sum to ``total``.
 
     ``done`` are those that were worked on: cancelled and expired ones were left untouched.
@@ -119,7 +57,7 @@ def counts(job: Job) -> dict[str, int]:
     }
 
 
-def rate_and_eta(job: Job | JobMark) -> tuple[float | None, float | None]:
+def rate_and_eta(job: Job | Row[Any]) -> tuple[float | None, float | None]:
     """Items per second since the job began to run, and seconds that are left.
 
     Computed from stored columns alone, so the same row gives the same answer: a poll that

@@ -50,7 +50,11 @@ def test_connection_that_died_a_moment_ago_costs_one_error_that_may_be_tried_aga
     with pytest.raises(UnavailableError), one.anonymous() as session:
         session.scalar(_BACKEND)
     with one.anonymous() as session:
-        assert session.scalar(_BACKEND) != pid
+        pid = session.scalar(_BACKEND)
+    end_backend(postgres, pid)
+    with pytest.raises(UnavailableError):
+        one.ask("SELECT 1", {})
+    assert one.ask("SELECT pg_backend_pid()", {})[0][0] != pid
     one.close()
 
 
