@@ -10,7 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from app.stack.processes import StackError, rotate, stop_child, tail, wait_ready
+from app.stack.processes import (
+    DiskFullError,
+    StackError,
+    rotate,
+    stop_child,
+    tail,
+    wait_ready,
+)
 from app.stack.secrets import LocalSecrets, load_secrets
 
 START_ATTEMPTS = 3
@@ -66,6 +73,7 @@ class Part(ABC):
 
         Raises:
             PartMissingError: its program is not installed.
+            DiskFullError: the disk that holds its data is full.
             StackError: it did not come up; the detail ends with its last log lines.
         """
         if self.alive:
@@ -88,7 +96,9 @@ class Part(ABC):
             self.stop()
             raise StackError(f"{self.title} could not be started: {error}") from error
         why = "did not answer in time" if died is None else f"ended with code {died}"
-        raise StackError(
+        # PostgreSQL and Valkey say it as C does, rclone as Go does.
+        is_full = self._log_says("No space left on device", "no space left on device")
+        raise (DiskFullError if is_full else StackError)(
             f"{self.title} {why}; {self._advice()} Its log, {self.log_path}, ends:\n"
             + tail(self.log_path, offset=self._log_offset)
         )

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.clock import monotonic_seconds
+from app.stack.backoff import Backoff, Life
 from app.stack.part import Part
-from app.stack.processes import StackError, end_group, rotate, tail
+from app.stack.processes import DiskFullError, StackError, end_group, rotate, tail
 
 KILL_SECONDS = 10.0
 
@@ -35,48 +36,11 @@ class ChildSpec:
     is_worker: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """When a dead process starts again, in seconds."""
-
-    #: A life shorter than this counts as dying at once.
-    quick_seconds: float = 10.0
-    first_seconds: float = 0.5
-    longest_seconds: float = 30.0
-    #: So many deaths at once in a row are worth the end of the log.
-    loud_after: int = 3
-
-    def delay(self, quick_deaths: int) -> float:
-        """Nothing after a long life; doubled for each death at once."""
-        if quick_deaths == 0:
-            return 0.0
-        return float(min(self.longest_seconds, self.first_seconds * 2 ** (quick_deaths - 1)))
-
-
-@dataclass(slots=True)
-class _Life:
-    """How often in a row a process died at once."""
-
-    quick_seconds: float
-    started_at: float = 0.0
-    quick_deaths: int = 0
-
-    def begin(self) -> None:
-        """The process starts."""
-        self.started_at = monotonic_seconds()
-
-    def end(self) -> int:
-        """The process ended; returns the deaths at once in a row."""
-        quick = monotonic_seconds() - self.started_at < self.quick_seconds
-        self.quick_deaths = self.quick_deaths + 1 if quick else 0
-        return self.quick_deaths
-
-
 @dataclass(slots=True)
 class _Child:
     spec: ChildSpec
     log_path: Path
-    life: _Life
+    life: Life
     process: subprocess.Popen[bytes] | None = None
     due_at: float | None = None
     log_offset: int = 0
@@ -99,9 +63,11 @@ class Supervisor:
         self._backoff = backoff or Backoff()
         quick = self._backoff.quick_seconds
         self._children = [
-            _Child(spec, logs_dir / f"{spec.name}.log", _Life(quick)) for spec in children
+            _Child(spec, logs_dir / f"{spec.name}.log", Life(quick)) for spec in children
         ]
-        self._parts = {part: _Life(quick) for part in parts}
+        self._parts = {part: Life(quick) for part in parts}
+        #: Parts that wait for room on their disk, and when each is tried again.
+        self._full: dict[Part, float] = {}
         self._say = say
         self._keep_open = tuple(keep_open)
         # SimpleQueue, because a signal handler may put while this thread is in get.
@@ -205,6 +171,7 @@ class Supervisor:
         """Handle one event, or start again what is due."""
         now = monotonic_seconds()
         waits = [child.due_at - now for child in self._children if child.due_at is not None]
+        waits += [due_at - now for due_at in self._full.values()]
         waits += [limit_seconds] if limit_seconds is not None else []
         try:
             event = self._events.get(timeout=max(0.0, min(waits)) if waits else None)
@@ -214,6 +181,9 @@ class Supervisor:
             self._restart_part(event)
         elif event is not None:
             self._bury(event)
+        for part, due_at in list(self._full.items()):
+            if due_at <= monotonic_seconds() and not self.stopping:
+                self._start_part(part)
         for child in self._children:
             due = child.due_at is not None and child.due_at <= monotonic_seconds()
             if due and not self.stopping:
@@ -291,6 +261,9 @@ class Supervisor:
     def _restart_part(self, part: Part) -> None:
         """Start a part that died again, on the same address; nothing works without it.
 
+        Where its disk is full it is tried again until somebody has made room: to end here would
+        take the workers along, and their leases.
+
         Raises:
             StackError: it does not start, or dies again and again.
         """
@@ -302,7 +275,17 @@ class Supervisor:
                 f"{part.title} does not stay up. Its log, {part.log_path}, ends:\n"
                 + tail(part.log_path)
             )
-        part.start()
+        self._start_part(part)
+
+    def _start_part(self, part: Part) -> None:
+        try:
+            part.start()
+        except DiskFullError as error:
+            if part not in self._full:
+                self._say(f"{error.detail}\nIt is tried again until there is room.")
+            self._full[part] = monotonic_seconds() + self._backoff.full_disk_seconds
+            return
+        self._full.pop(part, None)
         self._parts[part].begin()
         self._watch(part, part.process)
         self._say(f"{part.title} answers again (pid {part.pid}).")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from app.stack.backoff import Backoff
 from app.stack.processes import free_port, wait_gone
-from app.stack.supervisor import Backoff, ChildSpec, Supervisor
+from app.stack.supervisor import ChildSpec, Supervisor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="groups are ended on Linux alone")
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from app.stack.backoff import Backoff
 from app.stack.children import child_specs
 from app.stack.locks import FolderLock
 from app.stack.processes import AlreadyRunningError, StackError, wait_gone
-from app.stack.supervisor import Backoff, ChildSpec, Supervisor, ending
+from app.stack.supervisor import ChildSpec, Supervisor, ending
 
 QUICK = Backoff(quick_seconds=0.0, first_seconds=0.01, longest_seconds=0.02)
 LIMIT_SECONDS = 20.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable
 from functools import partial
@@ -46,6 +47,10 @@ _PATIENCE_SECONDS = 30.0
 
 Work = Callable[[WorkerProcess, HeldLease], None]
 
+_DISK_FULL = UnavailableError(
+    "the worker's own disk is full: weights and files in the making need room there",
+    code="storage_full",
+)
 _CRASHED = UnavailableError(
     "a worker met a fault it does not know, again and again; its log says which",
     code="internal_error",
@@ -160,6 +165,11 @@ def _run(process: WorkerProcess, work: Work, held: HeldLease) -> bool:
             # it about is found.
             log.critical("device_broken", device=process.device, exc_info=error)
             leave(ExitCode.DEVICE_BROKEN)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            # Known well, and no item's fault: its chunk is not narrowed, and people make room.
+            log.warning("chunk_failed", code=_DISK_FULL.code, detail=str(error))
+            _end_badly(process, held, _DISK_FULL)
+            return False
         # Not a fault that we know: another attempt may fare better.
         log.exception("chunk_crashed")
         _end_badly(process, held, _CRASHED)
@@ -251,10 +261,10 @@ def _fails_throughout(session: Session, lease: Lease, most: int) -> bool:
 def tries(settings: Settings, error: DarkroomError) -> int:
     """How often a chunk is tried that fails with this error, before its job does.
 
-    A store that is away is no fault of the chunk's: there are as many tries as it takes to wait
-    for it as long as the settings say.
+    A store that is away, or a disk that is full, the database's too, is no fault of the chunk's:
+    there are as many tries as it takes to wait for it as long as the settings say.
     """
-    if isinstance(error, StorageAwayError):
+    if isinstance(error, StorageAwayError) or error.code == "storage_full":
         return settings.max_kills + math.ceil(settings.outage_seconds / _RETRY_MAX_SECONDS)
     return settings.max_kills
 
