@@ -205,7 +205,7 @@ def _no_rest(counter: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("module", "name", "broken", "game"),
     [
-        (record, "holds", _whatever_the_attempt, a_worker_comes_back_too_late),
+        (claim, "holds", _whatever_the_attempt, a_worker_comes_back_too_late),
         (record, "close_job", lambda *_: None, two_chunks_are_recorded),
         (record, "close_stopped_if_let_go", _cancelled_at_once, one_of_two_workers_lets_go),
         (sweep, "free_ended_leases", lambda _: 0, a_worker_dies),

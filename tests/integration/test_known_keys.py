@@ -15,19 +15,10 @@ from app.tenants import known_keys
 from app.tenants.keys import NewKey, create_key, revoke_key
 from app.tenants.known_keys import SERVES_SECONDS, KnownKeys
 from app.tenants.scopes import Scope
+from tests.clock import Clock
 from tests.factories import PEPPER, make_tenant
 
 NO_DATABASE = cast(Database, None)
-
-
-class Clock:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

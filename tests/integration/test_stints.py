@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
 
 import pytest
@@ -161,7 +161,7 @@ def test_two_giant_plans_do_not_hold_up_small_ones_of_anyone(
                 "the small ones are rung",
             )
             small_wait.set()
-            over.wait(120)
+            wait(running, 120, FIRST_EXCEPTION)
         finally:
             over.set()
         for each in running:

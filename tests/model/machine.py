@@ -65,19 +65,19 @@ class JobMachine(RuleBasedStateMachine):
         self.driver.submit_unread(self.driver.tenants[tenant], kind, bounds)
 
     @precondition(lambda self: 0 < len(self.world.jobs) < MOST_WITH_RETRIES)
-    @rule(pick=_pick, which=_WHICH)
-    def retry(self, pick: int, which: Which) -> None:
+    @rule(pick=_pick, which=_WHICH, planned=st.booleans())
+    def retry(self, pick: int, which: Which, planned: bool) -> None:
         jobs = list(self.world.jobs.values())
         jobs += 4 * [job for job in jobs if refusal(job, which) is None]
-        retry(self.driver, _choose(jobs, pick).id, which)
+        self.retry_job(_choose(jobs, pick).id, which, planned=planned)
 
     @precondition(lambda self: 0 < len(self.world.jobs) < MOST_WITH_RETRIES)
-    @rule(pick=_pick, which=_WHICH)
-    def retry_what_was_cancelled(self, pick: int, which: Which) -> None:
+    @rule(pick=_pick, which=_WHICH, planned=st.booleans())
+    def retry_what_was_cancelled(self, pick: int, which: Which, planned: bool) -> None:
         job_id = _choose(list(self.world.jobs), pick)
         self.driver.cancel(job_id)
         self.driver.sweep()
-        retry(self.driver, job_id, which)
+        self.retry_job(job_id, which, planned=planned)
 
     @precondition(lambda self: self.world.jobs)
     @rule()
@@ -226,6 +226,14 @@ class JobMachine(RuleBasedStateMachine):
         for job_id in list(self.world.jobs):
             retry(self.driver, job_id, "all")
         work_to_the_end(self.driver)
+
+    def retry_job(self, job_id: str, which: Which, *, planned: bool) -> None:
+        """Retry a job; ``planned`` at once, so that its chunks meet what comes next."""
+        plan_id = retry(self.driver, job_id, which)
+        if plan_id is not None and planned:
+            attempt = self.driver.claim(plan_id, ChunkTask.PLAN, self.driver.workers[0])
+            assert attempt is not None
+            plan_retry(self.driver, attempt)
 
     def attempt(self, pick: int) -> Attempt:
         return _choose(self.driver.attempts, pick)

@@ -33,17 +33,18 @@ def refusal(job: ModelJob, which: Which) -> str | None:
     return None if job.left(which) else "nothing_to_retry"
 
 
-def retry(driver: Driver, job_id: str, which: Which) -> None:
-    """A client submits the retry of a job, in whatever state that is."""
+def retry(driver: Driver, job_id: str, which: Which) -> str | None:
+    """A client submits the retry of a job, in whatever state that is; its plan, if accepted."""
     source = driver.world.jobs[job_id]
     told, new = _submit(driver, source, which)
     assert told == refusal(source, which)
     if new is None:
-        return
+        return None
     job = driver.add_job(new[0], source.tenant_id, JobKind.PREDICT, JobState.VALIDATING)
     # A job that has ended never changes, so what its retry must hold is known from the start.
     job.retry_of, job.names = job_id, source.left(which)
     driver.world.add_chunk(job.id, new[1], ChunkTask.PLAN)
+    return new[1]
 
 
 def _submit(

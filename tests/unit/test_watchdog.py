@@ -8,6 +8,7 @@ import pytest
 
 from app.jobs.claim import Lease
 from app.jobs.states import ChunkTask, JobKind
+from tests.clock import Clock
 from worker import heartbeat
 from worker.exits import all_stacks
 from worker.heartbeat import HeldLease
@@ -30,16 +31,6 @@ LEASE = Lease(
     model_version_id=None,
     dataset_version_id=None,
 )
-
-
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
