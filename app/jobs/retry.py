@@ -9,11 +9,11 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from app.errors import ConflictError, InvalidInputError
+from app.jobs.add import add_job
 from app.jobs.limits import NO_LIMITS, Limits
 from app.jobs.progress import get_job
 from app.jobs.retried import Which, count_retried
 from app.jobs.states import TERMINAL_JOB_STATES, ChunkState, ChunkTask, JobKind
-from app.jobs.submit import add_job
 from app.jobs.tables import Chunk, Job
 from app.models.resolve import resolve_version
 

@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Literal
 
-from sqlalchemy import func, select, text
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.datasets.resolve import resolve_dataset
 from app.datasets.tables import Split
 from app.errors import InvalidInputError, NotFoundError
-from app.ids import CHUNK, JOB, new_id
-from app.jobs.events import INSERT_EVENT, event_type, event_values
-from app.jobs.limits import NO_LIMITS, Limits, check_deadline
+from app.jobs.add import add_job
+from app.jobs.limits import NO_LIMITS, Limits
 from app.jobs.progress import get_job
 from app.jobs.retried import list_retries
 from app.jobs.source import check_source
-from app.jobs.states import ChunkTask, JobKind, JobState
+from app.jobs.states import ChunkTask, JobKind
 from app.jobs.tables import Job
 from app.models.register import announce_version
 from app.models.resolve import resolve_version
 from app.models.spec import PreprocessSpec
-from app.queues.names import QUEUE_OF_TASK
 from app.training.recipe import TrainingRecipe
 from app.uploads.tables import Upload, UploadKind, UploadState
-
-# The job's first chunk and its first event, in one round trip: a job is submitted most often.
-_INSERT_FIRST = text(
-    f"""
-    WITH first AS (
-        INSERT INTO chunks (id, tenant_id, job_id, task, queue, state, lo, hi, attempt, kills,
-                            progress)
-        VALUES (:chunk_id, :tenant_id, :job_id, :task, :queue, 'pending', 0, 0, 0, 0, 0)
-    )
-    {INSERT_EVENT}
-    """  # noqa: S608  joined from our own constants
-)
 
 ExportFormat = Literal["jsonl", "csv", "parquet"]
 
@@ -252,58 +237,6 @@ def submit_export(
         limits=limits,
         metadata=metadata,
     )
-
-
-def add_job(
-    session: Session,
-    tenant_id: str,
-    kind: JobKind,
-    *,
-    first: ChunkTask,
-    input: dict[str, Any],  # noqa: A002  (the column's name)
-    options: dict[str, Any] | None = None,
-    model_version_id: str | None = None,
-    dataset_version_id: str | None = None,
-    priority: int = 0,
-    limits: Limits = NO_LIMITS,
-    metadata: Mapping[str, Any] | None = None,
-    retry_of: str | None = None,
-    sealed: bool = True,
-) -> Job:
-    """A job with its first chunk: the plan, or for jobs without items the whole work.
-
-    Raises:
-        InvalidInputError: ``deadline_passed``.
-    """
-    planned = first is ChunkTask.PLAN
-    job = Job(
-        id=new_id(JOB),
-        tenant_id=tenant_id,
-        kind=kind,
-        state=JobState.VALIDATING if planned else JobState.QUEUED,
-        priority=priority,
-        input=input,
-        options=options or {},
-        metadata_=dict(metadata or {}),
-        model_version_id=model_version_id,
-        dataset_version_id=dataset_version_id,
-        retry_of=retry_of,
-        **asdict(limits),
-        total=0,
-        queued_at=None if planned else func.now(),
-        sealed_at=func.now() if sealed and not planned else None,
-        event_number=1,
-    )
-    session.add(job)
-    # Times that the database sets come back with the INSERT, for the answer to the client.
-    session.flush()
-    check_deadline(job.deadline_at, job.created_at)
-    session.execute(
-        _INSERT_FIRST,
-        event_values(tenant_id, job.id, event_type(JobState(job.state)), job)
-        | {"chunk_id": new_id(CHUNK), "task": first, "queue": QUEUE_OF_TASK[first]},
-    )
-    return job
 
 
 def _require_weights(session: Session, tenant_id: str, upload_id: str) -> None:
