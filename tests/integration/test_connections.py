@@ -58,6 +58,14 @@ def test_connection_that_died_a_moment_ago_costs_one_error_that_may_be_tried_aga
     one.close()
 
 
+def test_system_plans_each_question_by_the_tables_as_they_are(database: Database) -> None:
+    shown = text("SHOW plan_cache_mode")
+    with database.system() as session:
+        assert session.scalar(shown) == "force_custom_plan"
+    with database.anonymous() as session:
+        assert session.scalar(shown) == "auto"
+
+
 def test_question_without_a_tenant_sees_no_rows_and_leaves_no_transaction(
     one: Database, tenant_id: str
 ) -> None:
