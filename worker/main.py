@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib
 import logging
 import os
@@ -18,6 +17,7 @@ from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging, worker_shutdown, worker_shutting_down
 
+from app.collector import spare_the_collector
 from app.errors import SettingsError, UnavailableError
 from app.gauges import serve_gauges
 from app.jobs.states import ChunkTask
@@ -33,8 +33,6 @@ from worker.watchdog import Watchdog
 
 log = get_logger(__name__)
 
-#: New objects between two garbage collections; Python's 700 are a few items' worth.
-_COLLECT_AFTER = 20_000
 
 #: Each queue's tasks and the function that does them. Named, not imported: only a worker that
 #: needs torch loads it.
@@ -135,18 +133,6 @@ def _start(process: WorkerProcess, app: Celery) -> None:
     log.info("worker_started", worker=process.id, name=process.name, device=process.device)
 
 
-def _spare_the_collector() -> None:
-    """Keep what the process begins with out of every garbage collection.
-
-    Torch alone is hundreds of thousands of objects. A chunk of thousands of items allocates
-    enough to have them looked through again and again: a third of a worker's time with tiny
-    images.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER)
-
-
 def main() -> None:
     """Serve one queue until told to stop.
 
@@ -176,7 +162,7 @@ def main() -> None:
     _start(process, app)
     watchdog.start()
     serve_gauges(settings, process.gauges.registry)
-    _spare_the_collector()
+    spare_the_collector()
     app.worker_main(
         [
             # Our log lines say who started; no banner.

@@ -38,6 +38,7 @@ from app.api.resource import Operation
 from app.api.schemas.base import Problem
 from app.api.wait import WaitSlots
 from app.clock import monotonic_seconds
+from app.collector import spare_the_collector
 from app.db.schema import require_schema
 from app.db.session import Database
 from app.errors import UnavailableError
@@ -128,6 +129,8 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
 
     app.before_request(begin)
     app.after_request(_end)
+    if serving:
+        spare_the_collector()
     return app
 
 
