@@ -22,7 +22,7 @@ from app.jobs.inputs import Fault, Found, read_input
 from app.jobs.item_quota import ItemQuota
 from app.jobs.items import JobItem, fetched_together, pack_items
 from app.jobs.record import record_failure, record_part, record_plan
-from app.jobs.states import TERMINAL_JOB_STATES, ChunkState, ChunkTask, JobKind
+from app.jobs.states import ChunkState, ChunkTask, JobKind
 from app.jobs.stint import Stint
 from app.jobs.tables import Chunk, Job
 from app.queues.names import QUEUE_OF_TASK
@@ -35,6 +35,8 @@ CHUNK_SECONDS = 10
 MIN_CHUNK_ITEMS, MAX_CHUNK_ITEMS = 64, 4096
 #: and this many where no rate is known yet.
 UNMEASURED_CHUNK_ITEMS = 256
+#: Jobs of a model version, the last that ended, among which one is looked for that was measured.
+_RECENT_JOBS = 100
 #: Items that are committed together while planning.
 _PART_ITEMS = 16_384
 _MAX_FAULTS = 100
@@ -257,19 +259,28 @@ def _full_chunk(session: Session, lease: Lease, settings: Settings) -> int:
 
 def _chunk_size(session: Session, lease: Lease) -> int:
     """Items per chunk by the rate of the last job that this model version finished."""
-    last = session.execute(
-        select(Job.succeeded, Job.running_at, Job.ended_at)
+    recent = (
+        select(Job)
         .where(
             Job.tenant_id == lease.tenant_id,
             Job.model_version_id == lease.model_version_id,
-            Job.kind == JobKind.PREDICT,
-            Job.state.in_(TERMINAL_JOB_STATES),
-            Job.running_at.is_not(None),
-            # The time it was held is in its time, too.
-            Job.paused_at.is_(None),
-            Job.succeeded >= MIN_CHUNK_ITEMS,
+            Job.ended_at.is_not(None),
         )
         .order_by(Job.ended_at.desc())
+        # Where thousands of small jobs are all there is, nobody looks through them each time.
+        .limit(_RECENT_JOBS)
+        .subquery()
+    )
+    last = session.execute(
+        select(recent.c.succeeded, recent.c.running_at, recent.c.ended_at)
+        .where(
+            recent.c.kind == JobKind.PREDICT,
+            recent.c.running_at.is_not(None),
+            # The time it was held is in its time, too.
+            recent.c.paused_at.is_(None),
+            recent.c.succeeded >= MIN_CHUNK_ITEMS,
+        )
+        .order_by(recent.c.ended_at.desc())
         .limit(1)
     ).first()
     if last is None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from sqlalchemy import func, select, update
 
 from app.db.session import Database
+from app.jobs import item_quota
 from app.jobs.plan import plan_job
 from app.jobs.states import ChunkState, ChunkTask, JobState
 from app.jobs.tables import Chunk, Job
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
+from tests.clock import Clock
 from tests.jobs import chunk_ids, claim, look_at_chunk, look_at_job
 from tests.plans import BUCKET, put, run_plan, submit
 
@@ -63,6 +66,29 @@ def test_plans_never_wait_for_each_other(
         session.execute(update(Job).where(Job.id.in_([older, younger])).values(total=9))
     plan_once(database, objects, tight, older)
     assert look_at_job(database, tenant_id, older).state == JobState.QUEUED
+
+
+def test_count_far_from_a_large_limit_serves_for_a_second_and_no_longer(
+    database: Database,
+    objects: ObjectStore,
+    settings: Settings,
+    tenant_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(item_quota, "monotonic_seconds", clock)
+    limit = settings.max_open_items
+    first, second, third = (items_job(database, objects, tenant_id, 1 + n) for n in range(3))
+    plan_once(database, objects, settings, first)
+    with database.system() as session:
+        # Another process plans as much as there may be.
+        session.execute(update(Job).where(Job.id == first).values(total=limit))
+    clock.now += 0.9
+    plan_once(database, objects, settings, second)
+    assert look_at_job(database, tenant_id, second).state == JobState.QUEUED
+    clock.now += 0.1
+    plan_once(database, objects, settings, third)
+    assert look_at_job(database, tenant_id, third).state == JobState.VALIDATING
 
 
 def test_job_that_alone_has_too_many_items_fails_and_says_so(
