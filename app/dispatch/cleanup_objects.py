@@ -25,7 +25,7 @@ from app.models.tables import ModelVersion
 from app.storage import keys
 from app.storage.s3 import ObjectStore
 from app.uploads.settle import UPLOAD_SOURCES
-from app.uploads.tables import Shard, Upload, UploadState
+from app.uploads.tables import UNTIDY_UPLOADS, Shard, Upload, UploadState
 
 log = get_logger(__name__)
 
@@ -75,28 +75,35 @@ def give_up_uploads(db: Database) -> int:
 
 
 def tidy_uploads(db: Database, store: ObjectStore, bucket: str) -> int:
-    """Delete archive, parts and shards of uploads that failed; how many uploads.
+    """Delete what uploads left behind that came to their end; how many uploads.
+
+    Of a failed one archive, parts and shards. Of an unpacked one all but the recorded shards: its
+    worker may have died before it deleted the archive, or a backup may have held deletions.
 
     Raises:
         UnavailableError: a part does not answer.
     """
-    failed = (
-        select(Upload.id, Upload.tenant_id, Upload.object_key, Upload.multipart_id)
+    ended = (
+        select(Upload.id, Upload.tenant_id, Upload.state, Upload.object_key, Upload.multipart_id)
         .outerjoin(Job, Job.id == Upload.job_id)
         .where(
-            Upload.state == UploadState.FAILED,
-            Upload.tidied_at.is_(None),
+            text(UNTIDY_UPLOADS),
+            Upload.state != UploadState.RECEIVING,
             Upload.created_at < func.now() - LEFTOVER_AGE,
-            or_(Upload.job_id.is_(None), Job.ended_at < func.now() - LEFTOVER_AGE),
+            or_(
+                and_(Upload.state == UploadState.FAILED, Upload.job_id.is_(None)),
+                Job.ended_at < func.now() - LEFTOVER_AGE,
+            ),
         )
         .order_by(Upload.created_at)
         .limit(BATCH)
     )
     with db.system() as session:
-        uploads = session.execute(failed).all()
+        uploads = session.execute(ended).all()
+        failed = [upload.id for upload in uploads if upload.state == UploadState.FAILED]
         session.execute(
             delete(Shard)
-            .where(Shard.upload_id.in_([upload.id for upload in uploads]))
+            .where(Shard.upload_id.in_(failed))
             .execution_options(synchronize_session=False)
         )
     if not uploads or deletions_held(db):
@@ -105,10 +112,12 @@ def tidy_uploads(db: Database, store: ObjectStore, bucket: str) -> int:
 
 
 def _tidy_upload(db: Database, store: ObjectStore, bucket: str, upload: Any) -> int:
-    if upload.multipart_id is not None:
+    if upload.state == UploadState.FAILED and upload.multipart_id is not None:
         store.abort_multipart(bucket, upload.object_key, upload.multipart_id)
-    prefix = keys.upload_prefix(upload.tenant_id, upload.id)
-    if not _delete_all(store, bucket, (found.key for found in store.list(bucket, prefix))):
+    with db.system() as session:
+        kept = set(session.scalars(select(Shard.object_key).where(Shard.upload_id == upload.id)))
+    found = store.list(bucket, keys.upload_prefix(upload.tenant_id, upload.id))
+    if not _delete_all(store, bucket, (one.key for one in found if one.key not in kept)):
         return 0
     return _mark_tidied(db, Upload, upload.id)
 

@@ -32,9 +32,10 @@ _AGED = (
     "UPDATE uploads SET created_at = created_at - :age WHERE tenant_id = ANY(:tenants)",
 )
 _OPEN = text("SELECT count(*) FROM jobs WHERE tenant_id = ANY(:tenants) AND ended_at IS NULL")
-# The bytes of an archive may stay, although its images lie in shards then.
+# Weights as the client sent them; an import may read them again.
 _MAY_LIE = """
-    SELECT object_key FROM uploads WHERE tenant_id = ANY(:tenants) AND state <> 'failed'
+    SELECT object_key FROM uploads
+    WHERE tenant_id = ANY(:tenants) AND state <> 'failed' AND kind = 'weights'
     """
 _MUST_LIE = """
     SELECT object_key FROM shards WHERE tenant_id = ANY(:tenants)

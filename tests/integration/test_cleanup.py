@@ -19,7 +19,7 @@ from app.jobs.tables import Job
 from app.settings import Settings
 from app.storage import keys
 from app.storage.s3 import ObjectStore
-from app.uploads.tables import Shard, Upload, UploadState
+from app.uploads.tables import Shard, Upload, UploadKind, UploadState
 from tests.factories import add_job, add_key, add_upload, add_version, entry, make_tenant
 from tests.jobs import add_chunk, at_once, make_old
 
@@ -100,6 +100,45 @@ def test_upload_whose_ingest_has_just_ended_is_left_to_whoever_still_writes_to_i
     assert cleanup_objects.tidy_uploads(db, store, BUCKET) == 0
     make_old(db, Job, "ended_at", 2, job.id)
     assert cleanup_objects.tidy_uploads(db, store, BUCKET) == 1
+
+
+def test_archive_that_outlived_its_ingest_is_deleted_and_what_was_recorded_of_it_is_kept(
+    db: Database, store: ObjectStore, owner: str
+) -> None:
+    with db.tenant(owner) as session:
+        job = add_job(session, owner, JobKind.INGEST)
+        upload = add_upload(session, owner, [entry(0)])
+        upload.job_id = job.id
+        weights = add_upload(session, owner)
+        weights.kind, weights.job_id = UploadKind.WEIGHTS, job.id
+        shard = keys.shard(owner, upload.id, 0)
+        session.execute(
+            update(Shard).where(Shard.upload_id == upload.id).values(object_key=shard)
+        )
+    store.put(BUCKET, shard, b"shard")
+    # The ingest's worker died just before it deleted the archive, or a backup held deletions;
+    # and a lost attempt had stored a shard that nobody recorded.
+    store.put(BUCKET, keys.upload_archive(owner, upload.id), b"archive")
+    store.put(BUCKET, keys.shard(owner, upload.id, 99), b"lost")
+    store.put(BUCKET, keys.upload_archive(owner, weights.id), b"weights")
+    make_old(db, Upload, "created_at", 30, upload.id)
+    make_old(db, Upload, "created_at", 30, weights.id)
+    assert cleanup_objects.tidy_uploads(db, store, BUCKET) == 0
+    with db.system() as session:
+        session.execute(
+            update(Job)
+            .where(Job.id == job.id)
+            .values(state=JobState.SUCCEEDED, ended_at=func.now())
+        )
+    assert cleanup_objects.tidy_uploads(db, store, BUCKET) == 0
+    make_old(db, Job, "ended_at", 2, job.id)
+    assert cleanup_objects.tidy_uploads(db, store, BUCKET) == 1
+    assert keys_under(store, keys.upload_prefix(owner, upload.id)) == {shard}
+    assert len(keys_under(store, keys.upload_prefix(owner, weights.id))) == 1
+    with db.system() as session:
+        assert session.get_one(Upload, upload.id).state == UploadState.READY
+        assert session.scalars(select(Shard.upload_id)).all() == [upload.id]
+    assert cleanup_objects.tidy_uploads(db, store, BUCKET) == 0
 
 
 def test_upload_of_more_objects_than_one_step_deletes_is_done_in_the_next(
