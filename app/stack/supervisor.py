@@ -164,7 +164,11 @@ class Supervisor:
         """Send a signal to a child that runs; false where there is none."""
         if child.process is None or child.process.returncode is not None:
             return False
-        child.process.send_signal(number)
+        try:
+            # Past Popen, which would reap a child that has just ended from under its watcher.
+            os.kill(child.process.pid, number)
+        except ProcessLookupError:
+            return False
         return True
 
     def _step(self, limit_seconds: float | None) -> None:
@@ -228,13 +232,16 @@ class Supervisor:
         def wait() -> None:
             if process is None:
                 return
-            if leads_group and sys.platform == "linux":
-                # Seen, not yet reaped: until then no stranger can have its number.
-                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-                if left := end_group(process.pid, KILL_SECONDS):
-                    self._say(f"processes of {process.pid} do not end: {left}")
-            process.wait()
-            self._events.put(event)
+            try:
+                if leads_group and sys.platform == "linux":
+                    # Seen, not yet reaped: until then no stranger can have its number.
+                    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+                    if left := end_group(process.pid, KILL_SECONDS):
+                        self._say(f"processes of {process.pid} do not end: {left}")
+            finally:
+                # Whatever happened: what nobody hears of is never started again.
+                process.wait()
+                self._events.put(event)
 
         threading.Thread(target=wait, daemon=True).start()
 

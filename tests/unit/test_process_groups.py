@@ -6,14 +6,17 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.stack.backoff import Backoff
 from app.stack.processes import free_port, wait_gone
 from app.stack.supervisor import ChildSpec, Supervisor
+from tests.service import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="groups are ended on Linux alone")
 
@@ -132,3 +135,38 @@ def test_group_of_a_dead_child_ends_and_no_other(tmp_path: Path) -> None:
         supervisor.drain(LIMIT_SECONDS)
     # One that ends as it was told takes its group along too.
     assert wait_gone(spared, 0)
+
+
+def test_child_that_dies_just_before_a_drain_does_not_hold_it_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = threading.Event()
+    wait = os.waitid
+
+    def late(*words: Any) -> Any:
+        # The watcher sees the death only once the drain has sent its signal.
+        told.wait(LIMIT_SECONDS)
+        return wait(*words)
+
+    monkeypatch.setattr(os, "waitid", late)
+    child = ChildSpec("worker-1", [sys.executable, "-c", "import signal; signal.pause()"])
+    supervisor, _ = supervise(tmp_path, child)
+    supervisor.start()
+    pid = supervisor.pids()["worker-1"]
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: " Z " in Path(f"/proc/{pid}/stat").read_text(), "the child has ended")
+    draining = threading.Thread(target=supervisor.drain, args=(3600.0,), daemon=True)
+    signalled = threading.Event()
+    send = supervisor._signal
+
+    def signal_child(*words: Any) -> bool:
+        sent = send(*words)
+        signalled.set()
+        return sent
+
+    monkeypatch.setattr(supervisor, "_signal", signal_child)
+    draining.start()
+    assert signalled.wait(LIMIT_SECONDS)
+    told.set()
+    draining.join(LIMIT_SECONDS)
+    assert not draining.is_alive()
