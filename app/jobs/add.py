@@ -17,6 +17,10 @@ from app.jobs.states import ChunkTask, JobKind, JobState
 from app.jobs.tables import Job
 from app.queues.names import QUEUE_OF_TASK
 
+# By name: a release that adds a column migrates while this one serves, and PostgreSQL refuses a
+# prepared statement whose answer has changed its form.
+_COLUMNS = ", ".join(column.name for column in Job.__table__.columns)
+
 # In one round trip: this is what a submission waits for.
 _INSERT = select(Job).from_statement(
     text(
@@ -34,7 +38,7 @@ _INSERT = select(Job).from_statement(
                     CASE WHEN :planned THEN NULL ELSE now() END,
                     CASE WHEN :sealed THEN now() END, :event_number,
                     0, 0, 0, 0, 0, 0)
-            RETURNING *
+            RETURNING {_COLUMNS}
         ), chunk AS (
             INSERT INTO chunks (id, tenant_id, job_id, task, queue, state, lo, hi, attempt,
                                 kills, progress)
@@ -42,7 +46,7 @@ _INSERT = select(Job).from_statement(
         ), event AS (
             {INSERT_EVENT}
         )
-        SELECT * FROM job
+        SELECT {_COLUMNS} FROM job
         """  # noqa: S608  joined from our own constants
     )
 )

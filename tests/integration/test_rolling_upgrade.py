@@ -1,8 +1,8 @@
-"""Chunks as the release before kept them: with the references of their own items alone."""
+"""Rows as the release before kept them, and what it does while the next one migrates."""
 
 from __future__ import annotations
 
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 
 from app.db.session import Database
 from app.jobs.items import slice_items, unpack_items
@@ -11,6 +11,7 @@ from app.jobs.retried import read_retried
 from app.jobs.states import JobState
 from app.jobs.tables import Chunk
 from tests.jobs import add_planned_job, assert_closed, chunk_ids, claim, lose_worker, record_all
+from tests.plans import submit
 
 
 def write_as_before(db: Database, chunk_id: str, *, recorded: int = 0) -> None:
@@ -78,3 +79,18 @@ def test_sweeper_halves_a_chunk_that_the_release_before_planned(
     halves = [claim(quiet, owner, chunk_id) for chunk_id in chunk_ids(quiet, job_id)[1:]]
     assert [names_of(half.items) for half in halves] == [["item 3", "item 4"], ["item 5", "item 6"]]
     assert first not in [half.chunk_id for half in halves]
+
+
+def test_submissions_go_on_while_the_next_release_adds_a_column(
+    quiet: Database, owner: str
+) -> None:
+    for _ in range(12):
+        submit(quiet, owner, {"prefix": "s3://photos/"})
+    with quiet.system() as session:
+        session.execute(text("ALTER TABLE jobs ADD COLUMN later text"))
+    try:
+        submit(quiet, owner, {"prefix": "s3://photos/"})
+    finally:
+        with quiet.system() as session:
+            session.execute(text("ALTER TABLE jobs DROP COLUMN later"))
+    submit(quiet, owner, {"prefix": "s3://photos/"})
