@@ -172,7 +172,9 @@ class Database:
             try:
                 return driver.cursor(row_factory=namedtuple_row).execute(question, words).fetchall()
             except psycopg.Error:
-                connection.invalidate()
+                if driver.closed:
+                    # SQLAlchemy has to see it, too: it replaces all that died together.
+                    connection.exec_driver_sql("SELECT 1")
                 raise
 
     def ask_as(self, tenant_id: str, question: str, words: Mapping[str, Any]) -> Sequence[Any]:

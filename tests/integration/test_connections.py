@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import psycopg
 import pytest
 from sqlalchemy import text
@@ -55,6 +57,30 @@ def test_connection_that_died_a_moment_ago_costs_one_error_that_may_be_tried_aga
     with pytest.raises(UnavailableError):
         one.ask("SELECT 1", {})
     assert one.ask("SELECT pg_backend_pid()", {})[0][0] != pid
+    one.close()
+
+
+def test_connections_that_died_together_cost_one_error(
+    settings: Settings, postgres: LocalPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "_PING_AFTER_SECONDS", 3600)
+    several = Database(settings.database_url.get_secret_value(), pool_size=4)
+    with ExitStack() as held:
+        pids = [held.enter_context(several.anonymous()).scalar(_BACKEND) for _ in range(4)]
+    for pid in pids:
+        end_backend(postgres, pid)
+    with pytest.raises(UnavailableError):
+        several.ask("SELECT 1", {})
+    for _ in range(8):
+        assert several.ask("SELECT pg_backend_pid()", {})[0][0] not in pids
+    several.close()
+
+
+def test_question_that_fails_leaves_its_connection_as_good_as_before(one: Database) -> None:
+    pid = one.ask("SELECT pg_backend_pid()", {})[0][0]
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        one.ask("SELECT 1 / 0", {})
+    assert one.ask("SELECT pg_backend_pid()", {})[0][0] == pid
     one.close()
 
 
