@@ -65,7 +65,8 @@ class ItemQuota:
             if self.fail_if_too_large(session, planned):
                 return True
             before = int(session.scalar(_OPEN_BEFORE, words) or 0)
-            _counted[lease.tenant_id] = (monotonic_seconds(), before)
+            # With its own, which are others' to whoever looks next.
+            _counted[lease.tenant_id] = (monotonic_seconds(), before + planned)
             if not before or before + planned < self._limit:
                 return False
             release_chunk(session, lease, delay_seconds=_WAIT_SECONDS)

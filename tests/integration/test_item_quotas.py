@@ -91,6 +91,21 @@ def test_count_far_from_a_large_limit_serves_for_a_second_and_no_longer(
     assert look_at_job(database, tenant_id, third).state == JobState.VALIDATING
 
 
+def test_items_of_the_plan_that_counted_are_others_to_the_next_one(
+    database: Database, objects: ObjectStore, settings: Settings, tenant_id: str
+) -> None:
+    giant, younger = (items_job(database, objects, tenant_id, 1 + n) for n in range(2))
+    (plan_id,) = chunk_ids(database, giant)
+    lease = claim(database, tenant_id, plan_id, task=ChunkTask.PLAN)
+    limit = settings.max_open_items
+    with database.system() as session:
+        # Its plan has come far, and goes on.
+        session.execute(update(Job).where(Job.id == giant).values(total=limit))
+    assert not item_quota.ItemQuota(database, lease, settings).must_wait(limit)
+    plan_once(database, objects, settings, younger)
+    assert look_at_job(database, tenant_id, younger).state == JobState.VALIDATING
+
+
 def test_job_that_alone_has_too_many_items_fails_and_says_so(
     database: Database, objects: ObjectStore, settings: Settings, tenant_id: str
 ) -> None:
