@@ -85,7 +85,7 @@ def revoke(
     key_id: Annotated[str, typer.Argument(metavar="KEY", help="key_…", show_default=False)],
     as_json: JsonFlag = False,
 ) -> None:
-    """End a key at once."""
+    """End a key, at once or within two seconds."""
     with connect(context) as darkroom:
         darkroom.keys.revoke(key_id)
     if as_json:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 
+from app.clock import monotonic_seconds
 from app.db.session import Database
 from app.dispatch import cleanup_objects, cleanup_rows
 from app.dispatch.drift import recount_jobs
@@ -21,6 +22,8 @@ log = get_logger(__name__)
 
 #: Time between two rounds. A full round looks at every open job once.
 ROUND_SECONDS = 60.0
+#: A step with a backlog goes on for so long in one round.
+_STEP_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +111,15 @@ class Cleanup:
         return repaired, torn
 
     def _drain(self, batch: int, step: Callable[[], int]) -> int:
-        """Repeat a step for as long as it does a whole batch: a minute may bring more than one."""
-        done = 0
+        """Repeat a step for as long as it does a whole batch: a minute may bring more than one.
+
+        Not for ever, so that the other steps have their turn beside a backlog.
+        """
+        until, done = monotonic_seconds() + _STEP_SECONDS, 0
         while True:
             count = self._try(step)
             done += count
-            if count < batch:
+            if count < batch or monotonic_seconds() >= until:
                 return done
 
     def _try(self, step: Callable[[], int]) -> int:

@@ -27,6 +27,8 @@ class KnownKeys:
         #: Hash of a key's text → when it is looked up again, and whose it is. The text itself
         #: has 256 random bits, so a plain hash tells nobody what it was.
         self._known: dict[bytes, tuple[float, Principal]] = {}
+        #: How often a key was revoked here: what was looked up before may be that one.
+        self._revocations = 0
 
     def authenticate(self, db: Database, key_text: str) -> Principal:
         """The principal that a key's text proves; opens transactions of its own.
@@ -39,14 +41,18 @@ class KnownKeys:
         until, principal = self._known.get(name, (0.0, None))
         if principal is not None and now < until:
             return principal
+        revocations = self._revocations
         principal, seconds_left = look_up_key(db, key_text, self._pepper)
         if len(self._known) >= _MOST:
             self._known.clear()
         self._known[name] = (now + min(SERVES_SECONDS, seconds_left), principal)
+        if self._revocations != revocations:
+            self._known.pop(name, None)
         return principal
 
     def forget(self, key_id: str) -> None:
         """Look this key up again when it comes next: it was revoked here."""
+        self._revocations += 1
         for name, (_, principal) in list(self._known.items()):
             if principal.key_id == key_id:
                 self._known.pop(name, None)

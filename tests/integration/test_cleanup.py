@@ -112,9 +112,7 @@ def test_archive_that_outlived_its_ingest_is_deleted_and_what_was_recorded_of_it
         weights = add_upload(session, owner)
         weights.kind, weights.job_id = UploadKind.WEIGHTS, job.id
         shard = keys.shard(owner, upload.id, 0)
-        session.execute(
-            update(Shard).where(Shard.upload_id == upload.id).values(object_key=shard)
-        )
+        session.execute(update(Shard).where(Shard.upload_id == upload.id).values(object_key=shard))
     store.put(BUCKET, shard, b"shard")
     # The ingest's worker died just before it deleted the archive, or a backup held deletions;
     # and a lost attempt had stored a shard that nobody recorded.

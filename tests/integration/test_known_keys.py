@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import text
@@ -12,9 +12,9 @@ from app.clock import utc_now
 from app.db.session import Database
 from app.errors import UnauthorizedError
 from app.tenants import known_keys
-from app.tenants.keys import NewKey, create_key, revoke_key
+from app.tenants.keys import NewKey, create_key, look_up_key, revoke_key
 from app.tenants.known_keys import SERVES_SECONDS, KnownKeys
-from app.tenants.scopes import Scope
+from app.tenants.scopes import Principal, Scope
 from tests.clock import Clock
 from tests.factories import PEPPER, make_tenant
 
@@ -77,6 +77,25 @@ def test_key_revoked_here_is_refused_at_once(database: Database, clock: Clock) -
     keys.forget(key.id)
     assert refusal(keys, database, key.text) == "key_revoked"
     assert keys.authenticate(NO_DATABASE, other.text).key_id == other.id
+
+
+def test_key_revoked_here_while_it_is_looked_up_is_not_known_afterwards(
+    database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant_id = make_tenant(database)
+    keys, key = KnownKeys(PEPPER), new_key(database, tenant_id)
+
+    def look_up(*words: Any) -> tuple[Principal, float]:
+        found = look_up_key(*words)
+        with database.tenant(tenant_id) as session:
+            revoke_key(session, tenant_id, key.id)
+        keys.forget(key.id)
+        return found
+
+    monkeypatch.setattr(known_keys, "look_up_key", look_up)
+    keys.authenticate(database, key.text)
+    monkeypatch.setattr(known_keys, "look_up_key", look_up_key)
+    assert refusal(keys, database, key.text) == "key_revoked"
 
 
 def test_key_serves_no_longer_than_to_its_expiry(database: Database, clock: Clock) -> None:

@@ -131,3 +131,22 @@ def test_process_that_stops_lets_nobody_in_any_more(
 def _try_long(gate: Gate) -> bool:
     with gate.alone(600) as passage:
         return passage is not None
+
+
+def test_suspect_inside_is_no_reason_for_the_others_to_make_room(
+    gate: Gate, threads: ThreadPoolExecutor
+) -> None:
+    def wait_alone() -> bool:
+        with gate.alone(PATIENCE) as passage:
+            return passage is not None
+
+    with gate.together():
+        assert gate.wanted_seconds == 0
+        waiting = threads.submit(wait_alone)
+        wait_until(lambda: gate.wanted_seconds > 0, "somebody waits to be alone")
+    assert waiting.result(PATIENCE)
+    with gate.alone(PATIENCE):
+        second = threads.submit(wait_alone)
+        wait_until(lambda: gate._waiting > 0, "another waits")
+        assert gate.wanted_seconds == 0
+    assert second.result(PATIENCE)
