@@ -14,14 +14,22 @@ from tests.faults.run import choose, run_families
 def test_faults_lose_nothing_and_double_nothing() -> None:
     seed = secrets.randbelow(10**6)
     try:
-        rows, summary = run_families(choose("", quick=True), seed, quick=True)
+        idle = idle_families("", seed)
     except PartMissingError as error:
         if os.environ.get("CI", "").lower() == "true":
             raise
         pytest.skip(str(error))
+    if idle:
+        # The work was done before the fault could strike, which proves nothing: once more.
+        idle = idle_families(",".join(idle), seed + 1)
+    assert not idle, f"seed {seed}: twice nothing happened in {idle}"
+
+
+def idle_families(only: str, seed: int) -> list[str]:
+    """Run the families; those that passed because nothing happened in them."""
+    rows, summary = run_families(choose(only, quick=True), seed, quick=True)
     failed = {
         row.family: [row.complaint, *row.verdict.breaches] for row in rows if not row.has_passed
     }
     assert not failed, f"seed {seed}: {failed}\n{summary}"
-    idle = [row.family for row in rows if not row.times]
-    assert not idle, f"seed {seed}: nothing happened in {idle}, which proves nothing"
+    return [row.family for row in rows if not row.times]

@@ -43,6 +43,7 @@ def test_each_job_looks_up_its_own_turn_and_no_other_though_the_tables_are_new(
             "wanted": 4,
             "head_chunks": 4,
             "step": STEP,
+            "left_out": [],
         }
         plan = session.execute(
             text(f"EXPLAIN (ANALYZE, FORMAT JSON) {_OFFERS.text}"), words
