@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 from abc import ABC, abstractmethod
@@ -21,6 +23,8 @@ from app.stack.processes import (
 from app.stack.secrets import LocalSecrets, load_secrets
 
 START_ATTEMPTS = 3
+#: With less no part can be expected to start: one file of PostgreSQL's log of changes.
+_ROOM_BYTES = 16 * 1024 * 1024
 
 
 def prepare_data_dir(data_dir: Path) -> Path:
@@ -94,11 +98,10 @@ class Part(ABC):
                     break
         except OSError as error:
             self.stop()
-            raise StackError(f"{self.title} could not be started: {error}") from error
+            kind = DiskFullError if error.errno == errno.ENOSPC else StackError
+            raise kind(f"{self.title} could not be started: {error}") from error
         why = "did not answer in time" if died is None else f"ended with code {died}"
-        # PostgreSQL and Valkey say it as C does, rclone as Go does.
-        is_full = self._log_says("No space left on device", "no space left on device")
-        raise (DiskFullError if is_full else StackError)(
+        raise (DiskFullError if self._disk_is_full else StackError)(
             f"{self.title} {why}; {self._advice()} Its log, {self.log_path}, ends:\n"
             + tail(self.log_path, offset=self._log_offset)
         )
@@ -145,6 +148,13 @@ class Part(ABC):
                 group=group,
                 extra_groups=None if user is None else [],
             )
+
+    @property
+    def _disk_is_full(self) -> bool:
+        """Whether this start failed for lack of room; the log may have found none either."""
+        # PostgreSQL and Valkey say it as C does, rclone as Go does.
+        says = self._log_says("No space left on device", "no space left on device")
+        return says or shutil.disk_usage(self.data_dir).free < _ROOM_BYTES
 
     def _log_says(self, *words: str) -> bool:
         """Whether this start's log holds one of the words."""

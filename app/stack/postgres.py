@@ -136,7 +136,7 @@ class LocalPostgres(Part):
     def _advice(self) -> str:
         if self._log_port_taken:
             return f"port {self.port} is taken: stop what listens there."
-        if self._log_says("No space left"):
+        if self._disk_is_full:
             return f"the disk that holds {self.data_dir} is full: free some space."
         return "set DATABASE_URL to use a PostgreSQL of your own."
 

@@ -115,7 +115,7 @@ class LocalValkey(Part):
             shutil.rmtree(self.socket_path.parent, ignore_errors=True)
 
     def _advice(self) -> str:
-        if self._log_says("No space left"):
+        if self._disk_is_full:
             return f"the disk that holds {self.data_dir} is full: free some space."
         return "set REDIS_URL to use a Redis or Valkey of your own."
 
