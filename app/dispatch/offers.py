@@ -24,7 +24,8 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 # its own round of jobs. A tenant costs one step through an index to find, and its jobs are
 # looked into in their order until enough of them offer something: neither depends on how many
 # chunks wait. A turn serves at least one chunk, so more than ``wanted`` tenants, jobs of a
-# tenant or chunks of a job are never needed.
+# tenant or chunks of a job are not needed; only where exports among them are passed over, what
+# stands behind them waits for the next round.
 _OFFERS = text(
     """
     WITH RECURSIVE owners AS (
