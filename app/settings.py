@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -65,6 +66,13 @@ class Settings(BaseSettings):
     key_pepper: SecretStr = Field(
         SecretStr(""),
         description="Server-side secret mixed into the hash of API keys (32 characters or more).",
+    )
+    sealing_keys: SecretStr = Field(
+        SecretStr(""),
+        description=(
+            "Keys that seal weights and webhook secrets: `id:base64 of 32 bytes`, with commas; the "
+            "first one seals, all of them open. `darkroom sealing new-key` makes one."
+        ),
     )
 
     # API
@@ -261,12 +269,55 @@ def _variable(where: str) -> str:
     return f"DARKROOM_{where.upper()}" if where in Settings.model_fields else where
 
 
+def variable_of(field_name: str) -> str:
+    """The environment variable that a field is read from."""
+    alias = Settings.model_fields[field_name].validation_alias
+    return alias if isinstance(alias, str) else f"DARKROOM_{field_name.upper()}"
+
+
+def is_secret(field_name: str) -> bool:
+    """Whether a setting must never be shown."""
+    return "SecretStr" in str(Settings.model_fields[field_name].annotation)
+
+
+def read_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment (this process's where none is given), with secrets that lie in files.
+
+    For each secret ``NAME``, ``NAME_FILE`` may name a file that holds it, as the secrets of
+    Docker and Kubernetes do; a newline at its end is no part of it.
+
+    Raises:
+        SettingsError: both are set, or the file cannot be read.
+    """
+    found = dict(os.environ if environ is None else environ)
+    for name in filter(is_secret, Settings.model_fields):
+        variable = variable_of(name)
+        path = found.pop(f"{variable}_FILE", "")
+        if not path:
+            continue
+        if found.get(variable):
+            raise SettingsError(f"set {variable} or {variable}_FILE, not both")
+        try:
+            found[variable] = Path(path).read_text().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise SettingsError(f"{variable}_FILE: {path} cannot be read: {reason}") from None
+    return found
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Read and check the settings; a wrong one is named in a sentence.
 
     Raises:
         SettingsError: a setting is missing or not valid.
     """
+    found = read_environment()
+    for name in filter(is_secret, Settings.model_fields):
+        variable = variable_of(name)
+        if os.environ.get(f"{variable}_FILE"):
+            # The word by which the model takes it, as an argument and not from the environment.
+            word = variable if Settings.model_fields[name].validation_alias else name
+            overrides.setdefault(word, found[variable])
     try:
         return Settings(**overrides)
     except ValidationError as error:

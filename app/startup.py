@@ -8,6 +8,7 @@ from redis.exceptions import RedisError
 from app.db.durable import durability_faults
 from app.db.session import Database
 from app.errors import SettingsError
+from app.keyring import Keyring
 from app.log import get_logger
 from app.queues.keeps import eviction_fault, eviction_policy, message_faults
 from app.settings import Settings
@@ -20,10 +21,13 @@ def check_start(settings: Settings, db: Database, celery: Celery) -> None:
 
     Redis that is away is no reason to refuse: all of it may be lost at any moment.
 
+    A sealing key must be there: what is sealed later would need one in the middle of work.
+
     Raises:
         SettingsError: setting, value and what to do, in a sentence for each.
         UnavailableError: the database does not answer.
     """
+    Keyring.from_settings(settings)
     faults = message_faults(celery)
     with db.anonymous() as session:
         lost = durability_faults(session)

@@ -55,6 +55,7 @@ def parts_settings(
         AWS_ACCESS_KEY_ID=s3.access_key_id,
         AWS_SECRET_ACCESS_KEY=s3.secret_access_key,
         key_pepper=postgres.secrets.key_pepper,
+        sealing_keys=postgres.secrets.sealing_keys,
         **more,
     )
 

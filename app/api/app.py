@@ -44,6 +44,7 @@ from app.db.session import Database
 from app.errors import UnavailableError
 from app.ids import REQUEST, new_id
 from app.jobs.admit import Admission
+from app.keyring import Keyring
 from app.log import configure_logging, get_logger
 from app.settings import Settings, load_settings
 from app.storage.s3 import ObjectStore
@@ -79,13 +80,14 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
 
     Raises:
         SettingsError: ``settings`` was left out and the environment's are not valid, or name
-            no pepper, or a database whose schema is of another version.
+            no pepper, no sealing key, or a database whose schema is of another version.
     """
     serving = settings is None
     if settings is None:
         settings = load_settings()
         configure_logging(settings.log_level, json=settings.log_format == "json")
         check_pepper(settings.key_pepper.get_secret_value())
+        Keyring.from_settings(settings)
     app = OpenAPI(
         __name__,
         info=Info(

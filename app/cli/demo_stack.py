@@ -30,6 +30,7 @@ _FOREIGN = (
     "AWS_SESSION_TOKEN",
     "DARKROOM_BUCKET",
     "DARKROOM_KEY_PEPPER",
+    "DARKROOM_SEALING_KEYS",
     "DARKROOM_CACHE_DIR",
     "DARKROOM_URL",
     "DARKROOM_API_KEY",
@@ -74,7 +75,9 @@ def run_story(out: Path, story: Callable[[Darkroom], str]) -> int:
 
 def own_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment without anything that points at another service."""
-    return {name: value for name, value in environ.items() if name not in _FOREIGN}
+    return {
+        name: value for name, value in environ.items() if name.removesuffix("_FILE") not in _FOREIGN
+    }
 
 
 def _tell(

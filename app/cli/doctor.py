@@ -48,7 +48,7 @@ def _checks(service: Service, *, with_torch: bool) -> Iterator[Check]:
     from app.settings import load_settings
 
     folder = Path()
-    if os.environ.get("DATABASE_URL"):
+    if _is_inside():
         try:
             settings = load_settings()
         except SettingsError as error:
@@ -61,6 +61,11 @@ def _checks(service: Service, *, with_torch: bool) -> Iterator[Check]:
     if with_torch:
         yield check_torch()
     yield check_disk(folder)
+
+
+def _is_inside() -> bool:
+    """Whether this environment is one of the service's own processes, parts named."""
+    return bool(os.environ.get("DATABASE_URL") or os.environ.get("DATABASE_URL_FILE"))
 
 
 def _client_checks(service: Service) -> Iterator[Check]:
@@ -87,7 +92,7 @@ def _client_checks(service: Service) -> Iterator[Check]:
         except ApiError as error:
             yield Check("key", "fail", error.detail, "set DARKROOM_API_KEY")
             return
-        if os.environ.get("DATABASE_URL"):
+        if _is_inside():
             return
         try:
             rows = darkroom.workers()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -32,20 +31,16 @@ class SettingRow:
 
 def setting_rows(environ: Mapping[str, str]) -> list[SettingRow]:
     """All settings in the order of the table, with the values of ``environ``."""
-    from pydantic import SecretStr
-
-    from app.settings import Settings
+    from app.settings import Settings, is_secret, variable_of
 
     rows = []
     for field_name, field in Settings.model_fields.items():
-        alias = field.validation_alias
-        name = alias if isinstance(alias, str) else f"DARKROOM_{field_name.upper()}"
+        name = variable_of(field_name)
         default = "required" if field.is_required() else _default_text(field.default)
         given = environ.get(name)
-        is_secret = "SecretStr" in str(field.annotation) or isinstance(field.default, SecretStr)
         value = default
         if given is not None:
-            value = mask(given) if is_secret else given
+            value = mask(given) if is_secret(field_name) else given
         rows.append(SettingRow(name, default, value, given is not None, field.description or ""))
     return rows
 
@@ -97,9 +92,15 @@ def settings(
         return
     from rich.text import Text
 
-    from app.settings import load_settings
+    from app.cli.console import print_error
+    from app.errors import SettingsError
+    from app.settings import load_settings, read_environment
 
-    rows = setting_rows(os.environ)
+    try:
+        rows = setting_rows(read_environment())
+    except SettingsError as error:
+        print_error(error.detail, error.code)
+        raise typer.Exit(Exit.FAILED) from None
     if as_json:
         print_json([asdict(row) for row in rows])
         return
@@ -121,9 +122,6 @@ def settings(
     try:
         load_settings()
     except Exception as error:
-        from app.cli.console import print_error
-        from app.errors import SettingsError
-
         if not isinstance(error, SettingsError):
             raise
         print_error(error.detail, error.code)

@@ -105,9 +105,11 @@ def _system() -> Iterator[tuple[Session, Quotas]]:
 def find_database() -> dict[str, str]:
     """The database of the data folder of `darkroom up`, where the environment names none."""
     from app.errors import SettingsError
+    from app.settings import read_environment
     from app.stack.postgres import LocalPostgres
 
-    if os.environ.get("DATABASE_URL") or os.environ.get("SYSTEM_DATABASE_URL"):
+    environ = read_environment()
+    if environ.get("DATABASE_URL") or environ.get("SYSTEM_DATABASE_URL"):
         return {}
     data = Path(os.environ.get("DARKROOM_DATA") or "darkroom-data")
     try:
@@ -121,6 +123,7 @@ def find_database() -> dict[str, str]:
     return {
         "DATABASE_URL": postgres.url("darkroom_api", postgres.secrets.api_password),
         "SYSTEM_DATABASE_URL": postgres.url("darkroom_system", postgres.secrets.system_password),
+        "sealing_keys": environ.get("DARKROOM_SEALING_KEYS") or postgres.secrets.sealing_keys,
     }
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from app.errors import DarkroomError
+from app.settings import read_environment
 from app.stack.up import DEFAULT_DATA_DIR, UpOptions, run_up
 
 
@@ -53,7 +53,7 @@ def up(
         drain_seconds=drain_seconds,
     )
     try:
-        run_up(options, environ=os.environ, say=_say)
+        run_up(options, environ=read_environment(), say=_say)
     except DarkroomError as error:
         typer.echo(f"darkroom up: {error.detail}", err=True)
         raise typer.Exit(getattr(error, "exit_code", 1)) from None

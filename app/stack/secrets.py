@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from app.keyring import new_key_text
 from app.stack.processes import StackError
 
 FILE = "secrets.json"
@@ -24,6 +27,7 @@ class LocalSecrets:
     s3_access_key_id: str
     s3_secret_access_key: str
     key_pepper: str
+    sealing_keys: str
 
 
 def _generate() -> LocalSecrets:
@@ -35,11 +39,14 @@ def _generate() -> LocalSecrets:
         s3_access_key_id=f"DK{secrets.token_hex(9).upper()}",
         s3_secret_access_key=secrets.token_hex(20),
         key_pepper=secrets.token_urlsafe(48),
+        sealing_keys=new_key_text("first"),
     )
 
 
 def load_secrets(data_dir: Path) -> LocalSecrets:
     """The folder's secrets, made at the first call.
+
+    A folder of an earlier version gets the secrets that it lacks.
 
     Raises:
         StackError: the file is damaged; the databases in the folder cannot be opened without it.
@@ -49,6 +56,8 @@ def load_secrets(data_dir: Path) -> LocalSecrets:
         _write_once(path, _generate())
     try:
         kept = json.loads(path.read_text())
+        if "sealing_keys" not in kept and "key_pepper" in kept:
+            kept = _add_sealing_key(path)
         return LocalSecrets(**{field.name: str(kept[field.name]) for field in fields(LocalSecrets)})
     except (ValueError, KeyError, TypeError) as error:
         raise StackError(
@@ -57,16 +66,35 @@ def load_secrets(data_dir: Path) -> LocalSecrets:
         ) from None
 
 
+def _add_sealing_key(path: Path) -> dict[str, str]:
+    """Give the file of an earlier version a sealing key; where two begin at once, one key."""
+    with path.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        kept: dict[str, str] = json.loads(path.read_text())
+        if "sealing_keys" in kept:
+            return kept
+        kept["sealing_keys"] = new_key_text("first")
+        draft = _draft(path, kept)
+        draft.replace(path)
+    return kept
+
+
 def _write_once(path: Path, values: LocalSecrets) -> None:
     """Write whole or not at all; where two begin at once, the first one's file stays."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    draft = _draft(path, asdict(values))
     try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(asdict(values), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
         with suppress(FileExistsError):
             os.link(draft, path)
     finally:
         draft.unlink()
+
+
+def _draft(path: Path, values: Mapping[str, str]) -> Path:
+    """A file beside ``path`` with its next content, safe on the disk."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(dict(values), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    return draft

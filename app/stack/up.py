@@ -167,6 +167,7 @@ def _start_parts(data_dir: Path, environ: Mapping[str, str], cleanup: ExitStack)
         environment={
             **environ,
             "DARKROOM_KEY_PEPPER": environ.get("DARKROOM_KEY_PEPPER") or secrets.key_pepper,
+            "DARKROOM_SEALING_KEYS": environ.get("DARKROOM_SEALING_KEYS") or secrets.sealing_keys,
             "DARKROOM_CACHE_DIR": environ.get("DARKROOM_CACHE_DIR") or str(data_dir / "cache"),
         },
         url=environ.get("DATABASE_URL", ""),
@@ -227,7 +228,11 @@ def _check_durable(stack: _Stack) -> None:
     from app.queues.celery import make_celery
     from app.startup import check_start
 
-    given: dict[str, str] = {"DATABASE_URL": stack.url, "REDIS_URL": stack.environment["REDIS_URL"]}
+    given: dict[str, str] = {
+        "DATABASE_URL": stack.url,
+        "REDIS_URL": stack.environment["REDIS_URL"],
+        "sealing_keys": stack.environment["DARKROOM_SEALING_KEYS"],
+    }
     if stack.environment.get("DARKROOM_REQUIRE_DURABLE"):
         given["require_durable"] = stack.environment["DARKROOM_REQUIRE_DURABLE"]
     settings = load_settings(**given)

@@ -87,6 +87,7 @@ def _settings(
         "AWS_ACCESS_KEY_ID": s3.access_key_id,
         "AWS_SECRET_ACCESS_KEY": s3.secret_access_key,
         "key_pepper": secrets.key_pepper,
+        "sealing_keys": secrets.sealing_keys,
         "cache_dir": stage_folder / "cache",
         "lease_seconds": LEASE_SECONDS,
         "heartbeat_seconds": 0.5,

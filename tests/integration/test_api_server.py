@@ -33,6 +33,7 @@ def server(settings, objects):
         "AWS_ACCESS_KEY_ID": settings.aws_access_key_id.get_secret_value(),
         "AWS_SECRET_ACCESS_KEY": settings.aws_secret_access_key.get_secret_value(),
         "DARKROOM_KEY_PEPPER": settings.key_pepper.get_secret_value(),
+        "DARKROOM_SEALING_KEYS": settings.sealing_keys.get_secret_value(),
         "DARKROOM_BUCKET": settings.bucket,
     }
     command = [

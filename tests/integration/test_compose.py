@@ -56,6 +56,7 @@ class Local:
             "S3_ACCESS_KEY": self.s3.access_key_id,
             "S3_SECRET_KEY": self.s3.secret_access_key,
             "DARKROOM_KEY_PEPPER": self.postgres.secrets.key_pepper,
+            "DARKROOM_SEALING_KEYS": self.postgres.secrets.sealing_keys,
             "DARKROOM_WEBHOOK_HOSTS": "",
         }
         text = VARIABLE.sub(lambda found: variables[found[1]], text)
@@ -271,7 +272,7 @@ def test_every_variable_and_volume_is_declared() -> None:
 def test_no_secret_stands_in_the_file() -> None:
     for name, service in SERVICES.items():
         for key, value in service.get("environment", {}).items():
-            if any(word in key for word in ("PASSWORD", "SECRET", "PEPPER")):
+            if any(word in key for word in ("PASSWORD", "SECRET", "PEPPER", "SEALING")):
                 assert VARIABLE.fullmatch(value), f"{name}: {key}"
 
 
