@@ -151,7 +151,8 @@ def _finish(
     }
     operation["responses"] = {str(status): answers[status] for status in sorted(answers)}
     if each.guarded:
-        operation["security"] = [{"key": []}]
+        # Since 3.1 a scheme of any type may list what its bearer needs.
+        operation["security"] = [{"key": [each.scope.value] if each.scope is not None else []}]
         if each.scope is not None:
             note = f"Needs the scope `{each.scope.value}`."
             operation["description"] = f"{operation.get('description', '')}\n\n{note}".strip()

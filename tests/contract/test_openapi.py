@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
 import pytest
@@ -21,12 +19,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from app.api.app import create_app
-from app.jobs.artifacts import add_artifact
 from app.settings import Settings
-from app.training.metrics import log_metrics
-from app.webhooks.deliveries import send_test
-from app.webhooks.register import create_webhook
-from tests.api_client import Api, import_body, make_app, make_key
+from tests.api_client import make_app, offline_document
+from tests.world import build_world
 
 CHECKS = [
     not_a_server_error,
@@ -38,14 +33,6 @@ CHECKS = [
 EXAMPLES = 12
 
 
-def offline_document() -> dict[str, Any]:
-    """The document needs no part: settings that lead nowhere will do."""
-    settings = Settings(DATABASE_URL="postgresql://x:y@127.0.0.1:1/z", S3_ENDPOINT_URL="http://x")
-    served = create_app(settings).test_client().get("/v1/openapi.json")
-    document: dict[str, Any] = json.loads(served.data)
-    return document
-
-
 DOCUMENT = offline_document()
 OPERATIONS = sorted((method, path) for path, each in DOCUMENT["paths"].items() for method in each)
 
@@ -53,45 +40,9 @@ OPERATIONS = sorted((method, path) for path, each in DOCUMENT["paths"].items() f
 @pytest.fixture(scope="module")
 def world(settings, database, objects):
     """A tenant that has one of everything, so that addresses lead somewhere; ids by name."""
-    from app.ids import new_id
-    from app.tenants.keys import create_tenant
-
     app = make_app(settings, objects)
-    with database.system() as session:
-        tenant_id = create_tenant(session, new_id("test").replace("_", "-")).id
-    api = Api(app, make_key(database, settings, tenant_id))
-    job = api("POST", "/v1/jobs", json=import_body("digits")).json["id"]
-    upload = api("POST", "/v1/uploads", data=b"bytes").json["upload"]["id"]
-    key = make_key(database, settings, tenant_id, name="spare").split("_")[1]
-    objects.put(settings.bucket, f"tenants/{tenant_id}/x", b"content")
-    with database.tenant(tenant_id) as session:
-        log_metrics(session, tenant_id, job, 1, {"loss": 0.5, "odd": float("nan")})
-        webhook = create_webhook(
-            session, tenant_id, url="https://example.com/", events=["job.failed"], allowed=["*"]
-        ).id
-        delivery = send_test(session, tenant_id, webhook).id
-        artifact = add_artifact(
-            session,
-            tenant_id,
-            job,
-            name="x.txt",
-            media_type="text/plain",
-            object_key=f"tenants/{tenant_id}/x",
-            size_bytes=7,
-            sha256=hashlib.sha256(b"content").hexdigest(),
-        ).id
-    found = {
-        "job_id": job,
-        "upload_id": upload,
-        "artifact_id": artifact,
-        "key_id": f"key_{key}",
-        "name": "digits",
-        "number": 1,
-        "alias": "production",
-        "webhook_id": webhook,
-        "delivery_id": delivery,
-    }
-    return app, api.key, found
+    built = build_world(app, settings, database, objects)
+    return app, built.api.key, built.ids
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
@@ -141,7 +92,7 @@ def test_document_is_valid_openapi_and_complete():
             statuses = set(operation["responses"])
             assert {"400", "500", "503"} <= statuses
             if path.startswith("/v1/") and "docs" not in path and "openapi" not in path:
-                assert operation["security"] == [{"key": []}]
+                assert [list(one) for one in operation["security"]] == [["key"]]
                 assert {"401", "403"} <= statuses
             if method == "post":
                 references = [one.get("$ref", "") for one in operation["parameters"]]

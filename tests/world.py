@@ -1,0 +1,84 @@
+"""A tenant that has one of everything, for tests that walk all routes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from app.datasets.freeze import freeze_dataset
+from app.db.session import Database
+from app.jobs.artifacts import add_artifact
+from app.models.promote import move_alias
+from app.settings import Settings
+from app.storage.keys import artifact as artifact_key
+from app.storage.s3 import ObjectStore
+from app.training.metrics import log_metrics
+from app.webhooks.deliveries import send_test
+from app.webhooks.register import create_webhook
+from tests.api_client import Api, import_body, make_key
+from tests.factories import add_upload, add_version, entry, make_tenant
+from tests.jobs import add_planned_job
+
+CONTENT = b"content"
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """One tenant with its rows; ``ids`` by the names of path parameters, and a few more."""
+
+    tenant_id: str
+    api: Api
+    ids: dict[str, Any]
+
+
+def build_world(
+    app: Any, settings: Settings, database: Database, objects: ObjectStore, name: str = "digits"
+) -> World:
+    """A fresh tenant whose model and dataset are called ``name``."""
+    tenant_id = make_tenant(database)
+    api = Api(app, make_key(database, settings, tenant_id))
+    job = api("POST", "/v1/jobs", json=import_body(name)).json["id"]
+    begun = api("POST", "/v1/uploads/multipart", json={"filename": "x.zip", "size_bytes": 7}).json
+    spare = make_key(database, settings, tenant_id, name="spare").split("_")[1]
+    key = artifact_key(tenant_id, job, "x.txt")
+    objects.put(settings.bucket, key, CONTENT)
+    with database.tenant(tenant_id) as session:
+        log_metrics(session, tenant_id, job, 1, {"loss": 0.5, "odd": float("nan")})
+        kinds = [(label, split) for split in ("train", "test") for label in ("cat", "dog")]
+        entries = [entry(number, *kind) for number, kind in enumerate(kinds)]
+        ready = add_upload(session, tenant_id, entries)
+        frozen = freeze_dataset(
+            session, tenant_id, name=name, upload_id=ready.id, fractions=(1.0, 0.0, 0.0), seed=0
+        )
+        version = add_version(session, tenant_id, name)
+        move_alias(session, tenant_id, name, "production", version.id)
+        webhook = create_webhook(
+            session, tenant_id, url="https://example.com/", events=["job.failed"], allowed=["*"]
+        )
+        found = {
+            "job_id": job,
+            "upload_id": begun["upload"]["id"],
+            "artifact_id": add_artifact(
+                session,
+                tenant_id,
+                job,
+                name="x.txt",
+                media_type="text/plain",
+                object_key=key,
+                size_bytes=len(CONTENT),
+                sha256=hashlib.sha256(CONTENT).hexdigest(),
+            ).id,
+            "key_id": f"key_{spare}",
+            "name": name,
+            "number": 1,
+            "alias": "production",
+            "webhook_id": webhook.id,
+            "delivery_id": send_test(session, tenant_id, webhook.id).id,
+            # No path has these; bodies do.
+            "predict_job_id": add_planned_job(session, tenant_id, 3),
+            "ready_upload_id": ready.id,
+            "model_version_id": version.id,
+            "dataset_version_id": frozen.id,
+        }
+    return World(tenant_id, api, found)
