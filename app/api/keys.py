@@ -1,18 +1,30 @@
-"""Keys: make, list, revoke."""
+"""Keys: make, rotate, list, revoke."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from flask import Response
+from sqlalchemy.orm import Session
 
 from app.api.idempotency import read_claim, replay
 from app.api.parts import parts, principal
 from app.api.replies import Reply, as_json, page_fields, send
 from app.api.resource import Resource
 from app.api.schemas.base import PageQuery
-from app.api.schemas.service import CreateKey, KeyAnswer, KeyPage, KeyPath, NewKeyAnswer
+from app.api.schemas.service import (
+    CreateKey,
+    KeyAnswer,
+    KeyPage,
+    KeyPath,
+    NewKeyAnswer,
+    RotateKey,
+)
+from app.tenants.keys import NewKey
 from app.tenants.keys import create_key as make_key
 from app.tenants.keys import list_keys as page_keys
 from app.tenants.keys import revoke_key as end_key
+from app.tenants.rotate import rotate_key as succeed_key
 from app.tenants.scopes import Scope
 
 resource = Resource("keys", "Keys", "What proves who is asking, and what it may do.")
@@ -26,12 +38,8 @@ def create_key(body: CreateKey) -> Response:
     `text: null`, since the service keeps only a hash. Revoke a key whose text was lost.
     """
     here, tenant_id = parts(), principal().tenant_id
-    claim = read_claim()
-    with here.db.tenant(tenant_id) as session:
-        kept = claim.recall(session) if claim else None
-        if kept is not None:
-            return replay(kept)
-        made = make_key(
+    return _show_once(
+        lambda session: make_key(
             session,
             tenant_id,
             name=body.name,
@@ -39,10 +47,36 @@ def create_key(body: CreateKey) -> Response:
             pepper=here.settings.key_pepper.get_secret_value(),
             expires_at=body.expires_at,
         )
-        shown = KeyAnswer.model_validate(made.row).model_dump()
-        if claim:
-            claim.keep(session, Reply(201, as_json(NewKeyAnswer(**shown, text=None))))
-    return send(NewKeyAnswer(**shown, text=made.text), 201)
+    )
+
+
+@resource.route_as(
+    "post",
+    "/keys/<key_id>/rotate",
+    answers={201: NewKeyAnswer},
+    scope=Scope.ADMIN,
+    body_optional=True,
+)
+def rotate_key(path: KeyPath, body: RotateKey) -> Response:
+    """Make a key's successor, of the same name and scopes.
+
+    Both serve until the overlap is over: the old key ends then, or before where it is revoked.
+    Its text is in this answer and never again, as when a key is made. At most two keys of a line
+    are alive at once.
+    """
+    here, tenant_id = parts(), principal().tenant_id
+    answer = _show_once(
+        lambda session: succeed_key(
+            session,
+            tenant_id,
+            path.key_id,
+            pepper=here.settings.key_pepper.get_secret_value(),
+            overlap_seconds=body.overlap_seconds,
+            expires_at=body.expires_at,
+        )
+    )
+    here.keys.forget(path.key_id)
+    return answer
 
 
 @resource.route_as("get", "/keys", answers={200: KeyPage}, scope=Scope.ADMIN)
@@ -65,3 +99,17 @@ def revoke_key(path: KeyPath) -> Response:
         end_key(session, tenant_id, path.key_id)
     parts().keys.forget(path.key_id)
     return Response(status=204)
+
+
+def _show_once(make: Callable[[Session], NewKey]) -> Response:
+    """Make a key and show its text; what is kept for a replay holds none."""
+    claim = read_claim()
+    with parts().db.tenant(principal().tenant_id) as session:
+        kept = claim.recall(session) if claim else None
+        if kept is not None:
+            return replay(kept)
+        made = make(session)
+        shown = KeyAnswer.model_validate(made.row).model_dump()
+        if claim:
+            claim.keep(session, Reply(201, as_json(NewKeyAnswer(**shown, text=None))))
+    return send(NewKeyAnswer(**shown, text=made.text), 201)

@@ -1,17 +1,23 @@
-"""``darkroom keys create | list | revoke``."""
+"""``darkroom keys create | rotate | list | revoke``."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.cli.connect import GuardedGroup, JsonFlag, connect
 from app.cli.console import note, print_json, print_table, say
+from app.cli.limits import read_seconds
 from app.cli.words import ago_text
 
-app = typer.Typer(cls=GuardedGroup, help="Make, list and revoke API keys.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from app.client.values import Key
+
+app = typer.Typer(
+    cls=GuardedGroup, help="Make, rotate, list and revoke API keys.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -23,8 +29,8 @@ def create(
     scope: Annotated[
         list[str],
         typer.Option(
-            help="jobs:read, jobs:write, models:read, models:write, labels:write, exports or "
-            "admin; repeat for more.",
+            help="jobs:read, jobs:write, models:read, models:write, labels:write (guards nothing "
+            "yet), exports or admin; repeat for more.",
             show_default=False,
         ),
     ],
@@ -38,11 +44,28 @@ def create(
     expires_at = datetime.now(UTC) + timedelta(days=days) if days else None
     with connect(context) as darkroom:
         key = darkroom.keys.create(name, scope, expires_at=expires_at)
-    if as_json:
-        print_json(key.raw)
-        return
-    say(key.text or key.id)
-    note(f"{key.id}: keep it now, it is not shown again")
+    _show_once(key, as_json=as_json)
+
+
+@app.command()
+def rotate(
+    context: typer.Context,
+    key_id: Annotated[str, typer.Argument(metavar="KEY", help="key_…", show_default=False)],
+    overlap: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME", help="How long the old key serves on: 2h, 1d; 0 ends it at once."
+        ),
+    ] = "1d",
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a key's successor, of the same name and scopes. It is shown once."""
+    seconds = read_seconds(overlap, "--overlap")
+    with connect(context) as darkroom:
+        key = darkroom.keys.rotate(key_id, overlap_seconds=seconds)
+    _show_once(key, as_json=as_json)
+    if not as_json:
+        note(f"{key_id} {f'serves for {overlap} more' if seconds else 'has ended'}")
 
 
 @app.command("list")
@@ -92,3 +115,11 @@ def revoke(
         print_json({"id": key_id, "revoked": True})
         return
     say(f"{key_id} revoked")
+
+
+def _show_once(key: Key, *, as_json: bool) -> None:
+    if as_json:
+        print_json(key.raw)
+        return
+    say(key.text or key.id)
+    note(f"{key.id}: keep it now, it is not shown again")

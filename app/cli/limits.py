@@ -1,4 +1,4 @@
-"""``--deadline`` and ``--max-failed`` as people write them."""
+"""``--deadline``, ``--max-failed`` and spans of time as people write them."""
 
 from __future__ import annotations
 
@@ -48,6 +48,18 @@ def read_deadline(text: str | None, now: datetime | None = None) -> datetime | N
             param_hint="--deadline",
         ) from None
     return moment if moment.tzinfo is not None else moment.astimezone()
+
+
+def read_seconds(text: str, param_hint: str) -> int:
+    """The seconds of a span such as ``90m``, ``2h`` or ``1d``; ``0`` is none."""
+    if text == "0":
+        return 0
+    span = _SPAN.fullmatch(text)
+    if span is None:
+        raise typer.BadParameter(
+            f"{text!r} is no span of time such as 90m, 2h or 1d", param_hint=param_hint
+        )
+    return int(timedelta(**{_UNITS[span[2]]: int(span[1])}).total_seconds())
 
 
 def read_max_failed(texts: Sequence[str] | None) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Makes, lists and revokes API keys."""
+"""Makes, rotates, lists and revokes API keys."""
 
 from __future__ import annotations
 
@@ -30,6 +30,28 @@ class Keys:
             body["expires_at"] = expires_at.isoformat()
         answer = self._transport.call(
             "POST", "/v1/keys", json=body, idempotency_key=idempotency_key
+        )
+        return _key(answer.json())
+
+    def rotate(
+        self,
+        key_id: str,
+        *,
+        overlap_seconds: int | None = None,
+        expires_at: datetime | None = None,
+        idempotency_key: str | None = None,
+    ) -> Key:
+        """Make the key's successor; both serve for ``overlap_seconds``, a day if left out.
+
+        The new key's ``text`` is in this answer and never again.
+        """
+        body: dict[str, Any] = {}
+        if overlap_seconds is not None:
+            body["overlap_seconds"] = overlap_seconds
+        if expires_at is not None:
+            body["expires_at"] = expires_at.isoformat()
+        answer = self._transport.call(
+            "POST", road("keys", key_id, "rotate"), json=body, idempotency_key=idempotency_key
         )
         return _key(answer.json())
 

@@ -286,6 +286,8 @@ class Key(Value):
     name: str = ""
     scopes: tuple[str, ...] = field(default=(), metadata={"read": _names})
     text: str | None = field(default=None, repr=False)
+    #: The first key of its line, where it succeeds another one.
+    line_id: str | None = None
     created_at: datetime | None = None
     expires_at: datetime | None = None
     revoked_at: datetime | None = None

@@ -18,8 +18,9 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import ColumnElement, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -108,7 +109,23 @@ def create_key(
     """
     check_name(name, "key")
     granted = _check_scopes(scopes)
-    expires_at = _check_expiry(expires_at)
+    expires_at = check_expiry(expires_at)
+    return add_key(
+        session, tenant_id, name=name, scopes=granted, pepper=pepper, expires_at=expires_at
+    )
+
+
+def add_key(
+    session: Session,
+    tenant_id: str,
+    *,
+    name: str,
+    scopes: list[str],
+    pepper: str,
+    expires_at: datetime | ColumnElement[Any] | None,
+    line_id: str | None = None,
+) -> NewKey:
+    """A key's row, of values that were checked before."""
     key_id = new_id(KEY)
     secret = base64.b32encode(secrets.token_bytes(32)).decode().rstrip("=").lower()
     body = f"dk_{key_id.removeprefix(KEY + '_')}_{secret}"
@@ -117,8 +134,9 @@ def create_key(
         tenant_id=tenant_id,
         name=name,
         secret_hash=_hash_secret(secret, pepper),
-        scopes=granted,
+        scopes=scopes,
         expires_at=expires_at,
+        line_id=line_id,
     )
     session.add(row)
     session.flush()
@@ -187,8 +205,13 @@ def revoke_key(session: Session, tenant_id: str, key_id: str) -> ApiKey:
         .execution_options(synchronize_session=False, populate_existing=True)
     ).one_or_none()
     if row is None:
-        raise NotFoundError(f"there is no key {key_id[:60]!r}", code="key_not_found")
+        raise key_not_found(key_id)
     return row
+
+
+def key_not_found(key_id: str) -> NotFoundError:
+    """The error of an id that no key of the tenant has."""
+    return NotFoundError(f"there is no key {key_id[:60]!r}", code="key_not_found")
 
 
 def ensure_first_key(db: Database, pepper: str) -> str | None:
@@ -218,7 +241,12 @@ def _note_use(db: Database, tenant_id: str, key_id: str) -> None:
         )
 
 
-def _check_expiry(expires_at: datetime | None) -> datetime | None:
+def check_expiry(expires_at: datetime | None) -> datetime | None:
+    """The moment in UTC, where it lies in the future; None stays None.
+
+    Raises:
+        InvalidInputError: ``expiry_invalid``.
+    """
     if expires_at is None:
         return None
     try:

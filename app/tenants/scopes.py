@@ -19,7 +19,7 @@ class Scope(enum.StrEnum):
     MODELS_READ = "models:read"
     #: Import weights, fine-tune, move aliases.
     MODELS_WRITE = "models:write"
-    #: Correct labels.
+    #: Correct labels; guards nothing yet, since no address corrects any.
     LABELS_WRITE = "labels:write"
     #: Download what jobs made.
     EXPORTS = "exports"

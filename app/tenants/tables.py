@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Text, func
+from sqlalchemy import BigInteger, ForeignKey, ForeignKeyConstraint, Index, Text, func, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -39,5 +39,12 @@ class ApiKey(Base):
     expires_at: Mapped[Moment | None]
     revoked_at: Mapped[Moment | None]
     last_used_at: Mapped[Moment | None]
+    #: The first key of its line, where it succeeds another one; NULL for a first key.
+    line_id: Mapped[Id | None]
 
-    __table_args__ = (Index("ix_api_keys_tenant_id_id", "tenant_id", "id"),)
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant_id", "line_id"], ["api_keys.tenant_id", "api_keys.id"]),
+        # Unique for foreign keys that name the tenant too.
+        Index("ix_api_keys_tenant_id_id", "tenant_id", "id", unique=True),
+        Index("ix_api_keys_line_id", "line_id", postgresql_where=text("line_id IS NOT NULL")),
+    )

@@ -19,6 +19,7 @@ BODIES: dict[str, Any] = {
     "import_version": import_body()["options"],
     "move_alias": {"version": 1},
     "create_key": {"name": "made", "scopes": ["jobs:read"]},
+    "rotate_key": {},
     "create_webhook": {"url": "https://example.com/"},
 }
 

@@ -158,6 +158,19 @@ def test_key_is_shown_once_on_stdout(service, run):
     assert sent(service, "POST /v1/keys")["expires_at"]
 
 
+def test_key_is_rotated_with_its_overlap(service, run):
+    key = {"id": "key_2", "name": "ci", "scopes": ["jobs:read"], "text": "dk_secret"}
+    service.on("POST /v1/keys/key_1/rotate", answer(key, 201))
+    done = run("keys", "rotate", "key_1", "--overlap", "2h")
+    assert done.stdout == "dk_secret\n"
+    assert "key_1 serves for 2h more" in done.stderr
+    assert sent(service, "POST /v1/keys/key_1/rotate") == {"overlap_seconds": 7200}
+    assert "key_1 has ended" in run("keys", "rotate", "key_1", "--overlap", "0").stderr
+    wrong = run("keys", "rotate", "key_1", "--overlap", "soon")
+    assert wrong.exit_code == Exit.USAGE
+    assert "no span of time" in wrong.stderr
+
+
 def test_help_names_every_exit_code(run):
     text = run("--help").stdout
     for code, meaning in EXIT_CODES.items():

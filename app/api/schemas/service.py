@@ -16,6 +16,7 @@ from app.api.schemas.base import (
     Parameters,
     Request,
 )
+from app.tenants.rotate import DEFAULT_OVERLAP_SECONDS, MAX_OVERLAP_SECONDS
 
 ScopeWord = Literal[
     "jobs:read",
@@ -70,14 +71,34 @@ class CreateKey(Request):
     """A key to be made."""
 
     name: Name
-    scopes: Annotated[list[ScopeWord], Field(min_length=1, max_length=20)]
+    scopes: Annotated[list[ScopeWord], Field(min_length=1, max_length=20)] = Field(
+        description="What it may do. `labels:write` is reserved: no address asks for it yet."
+    )
     expires_at: AwareDatetime | None = Field(None, description="Never, where left out.")
+
+
+class RotateKey(Request):
+    """How a key is succeeded."""
+
+    overlap_seconds: int = Field(
+        DEFAULT_OVERLAP_SECONDS,
+        ge=0,
+        le=MAX_OVERLAP_SECONDS,
+        description="The old key ends after so many seconds; 0 is at once.",
+    )
+    expires_at: AwareDatetime | None = Field(
+        None,
+        description="End of the new key; left out, it lives as long as the old one was made to.",
+    )
 
 
 class KeyAnswer(Answer):
     """A key without its secret."""
 
     id: str
+    line_id: str | None = Field(
+        description="The first key of its line, where it succeeds another one by rotation."
+    )
     name: str
     scopes: list[str]
     created_at: datetime
