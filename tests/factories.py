@@ -17,7 +17,7 @@ from app.models.promote import move_alias
 from app.models.register import announce_version, complete_version
 from app.models.spec import ModelSpec, PreprocessSpec
 from app.models.tables import ModelVersion
-from app.storage.keys import weights
+from app.storage.keys import plain_weights
 from app.storage.s3 import ObjectStore
 from app.tenants.keys import create_tenant
 from app.uploads.pack import ShardEntry
@@ -112,7 +112,7 @@ def register_weights(
         version = announce_version(
             session, tenant_id, model=model, arch=spec.arch, arch_options={}, lineage={}
         )
-        key = weights(tenant_id, version.id)
+        key = plain_weights(tenant_id, version.id)
         store.put(bucket, key, content)
         complete_version(
             session,

@@ -200,7 +200,9 @@ def _made_by(store: ObjectStore, bucket: str, job: Any) -> Iterator[str]:
         yield found.key
     if job.model_version_id is not None:
         for attempt in range(1, (job.attempts or 0) + 1):
-            yield keys.weights(job.tenant_id, f"{job.model_version_id}.{attempt}")
+            name = f"{job.model_version_id}.{attempt}"
+            yield keys.weights(job.tenant_id, name)
+            yield keys.plain_weights(job.tenant_id, name)
 
 
 def tidy_multiparts(db: Database, store: ObjectStore, bucket: str) -> int:

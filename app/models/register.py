@@ -79,12 +79,14 @@ def complete_version(
     weights_sha256: str,
     weights_bytes: int,
     parameter_count: int,
+    sealed_sha256: str | None = None,
     scores: Mapping[str, Any] | None = None,
     lineage: Mapping[str, Any] | None = None,
 ) -> None:
     """Make a pending version ready: weights stored and checked, nothing changes after this.
 
-    ``lineage`` is added to what was announced.
+    ``lineage`` is added to what was announced. Weights that lie sealed have ``sealed_sha256``,
+    the digest of their object.
 
     Raises:
         NotFoundError: ``model_not_found``.
@@ -105,6 +107,7 @@ def complete_version(
             "weights_key": weights_key,
             "weights_sha256": weights_sha256,
             "weights_bytes": weights_bytes,
+            "sealed_sha256": sealed_sha256,
             "parameter_count": parameter_count,
             "scores": None if scores is None else dict(scores),
             "lineage": ModelVersion.lineage.concat(dict(lineage or {})),

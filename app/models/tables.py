@@ -54,8 +54,14 @@ class ModelVersion(Base):
     preprocess: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     preprocess_sha256: Mapped[str | None] = mapped_column(Text)
     weights_key: Mapped[str | None] = mapped_column(Text)
+    #: SHA-256 of the weights in clear.
     weights_sha256: Mapped[str | None] = mapped_column(Text)
+    #: Bytes of the weights in clear.
     weights_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    #: The data key of the version's weights and checkpoints, wrapped by a sealing key.
+    sealed_key: Mapped[str | None] = mapped_column(Text)
+    #: SHA-256 of the object at ``weights_key``; empty where the weights lie in clear.
+    sealed_sha256: Mapped[str | None] = mapped_column(Text)
     parameter_count: Mapped[int | None] = mapped_column(BigInteger)
     #: Scores on the held-out split of the data it was trained on.
     scores: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
@@ -73,6 +79,7 @@ class ModelVersion(Base):
             "preprocess IS NOT NULL AND weights_key IS NOT NULL AND weights_sha256 IS NOT NULL)",
             name="complete",
         ),
+        CheckConstraint("sealed_sha256 IS NULL OR sealed_key IS NOT NULL", name="sealed"),
         Index("ix_model_versions_tenant_id_id", "tenant_id", "id"),
     )
 

@@ -28,7 +28,8 @@ _COUNTS = """
 """
 #: Key → digest of every object that a row needs. An archive is needed until its ingest job has
 #: ended, or has been cancelled; a shard without images was never stored; a checkpoint is needed
-#: while its training is open.
+#: while its training is open. A column by its name as text is one that a folder of an earlier
+#: version may lack.
 _NAMED = """
     SELECT object_key, sha256 FROM uploads u
      WHERE kind = 'weights' AND state IN ('stored', 'ready')
@@ -40,7 +41,8 @@ _NAMED = """
     UNION ALL
     SELECT object_key, sha256 FROM artifacts
     UNION ALL
-    SELECT weights_key, weights_sha256 FROM model_versions
+    SELECT weights_key, coalesce(to_jsonb(v) ->> 'sealed_sha256', weights_sha256)
+      FROM model_versions v
      WHERE weights_key IS NOT NULL AND state IN ('ready', 'archived')
     UNION ALL
     SELECT kept ->> 'key', kept ->> 'sha256'

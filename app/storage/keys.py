@@ -40,7 +40,12 @@ def shard(tenant_id: str, upload_id: str, number: int) -> str:
 
 
 def weights(tenant_id: str, version_id: str) -> str:
-    """The weights of a model version."""
+    """The weights of a model version, as a sealed bundle."""
+    return f"{tenant_prefix(tenant_id)}weights/{_segment(version_id)}.sealed"
+
+
+def plain_weights(tenant_id: str, version_id: str) -> str:
+    """The weights of a model version of the time before weights were sealed."""
     return f"{tenant_prefix(tenant_id)}weights/{_segment(version_id)}.safetensors"
 
 
@@ -63,7 +68,7 @@ def checkpoint(tenant_id: str, job_id: str, attempt: int, steps: int) -> str:
     """The checkpoint that one attempt wrote after so many steps; another overwrites none of it."""
     if attempt < 0 or steps < 0:
         raise ValueError(f"attempt {attempt} or step {steps} is negative")
-    return f"{checkpoint_prefix(tenant_id, job_id)}{attempt:06d}-{steps:012d}.safetensors"
+    return f"{checkpoint_prefix(tenant_id, job_id)}{attempt:06d}-{steps:012d}.sealed"
 
 
 @dataclass(frozen=True, slots=True)

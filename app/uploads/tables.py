@@ -29,6 +29,8 @@ class UploadState(enum.StrEnum):
     STORED = "stored"
     #: Usable as input: an archive's images are packed, weights lie ready.
     READY = "ready"
+    #: Weights that became a model version; the file as it was sent is deleted.
+    IMPORTED = "imported"
     #: Broken or abandoned; the ingest job's error says why.
     FAILED = "failed"
 
@@ -36,7 +38,7 @@ class UploadState(enum.StrEnum):
 #: Uploads with something to delete, now or later. As text, so that a query says it in the index's
 #: own words.
 UNTIDY_UPLOADS = (
-    "uploads.tidied_at IS NULL AND (uploads.state IN ('receiving', 'failed') "
+    "uploads.tidied_at IS NULL AND (uploads.state IN ('receiving', 'failed', 'imported') "
     "OR uploads.state = 'ready' AND uploads.kind = 'archive')"
 )
 
@@ -66,7 +68,7 @@ class Upload(Base):
     created_at: Mapped[Moment] = mapped_column(server_default=func.now())
     stored_at: Mapped[Moment | None]
     ready_at: Mapped[Moment | None]
-    #: The objects of an upload that failed were deleted.
+    #: Its objects, but for the shards of a usable one, were deleted.
     tidied_at: Mapped[Moment | None]
 
     __table_args__ = (
