@@ -26,6 +26,7 @@ KEY = "key"
 WEBHOOK = "whk"
 DELIVERY = "dlv"
 REQUEST = "req"
+AUDIT_ENTRY = "aud"
 
 
 def id_before(prefix: str, seconds: float) -> str:

@@ -67,6 +67,13 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Server-side secret mixed into the hash of API keys (32 characters or more).",
     )
+    old_key_peppers: SecretStr = Field(
+        SecretStr(""),
+        description=(
+            "Peppers of before, with commas: only to verify what the audit log was signed with "
+            "under them."
+        ),
+    )
     sealing_keys: SecretStr = Field(
         SecretStr(""),
         description=(

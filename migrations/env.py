@@ -6,6 +6,7 @@ import os
 
 from alembic import context
 
+import app.audit.tables
 import app.datasets.tables
 import app.jobs.events
 import app.jobs.tables

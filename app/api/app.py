@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from functools import cache
 from types import FrameType
 
 import structlog
@@ -13,6 +14,7 @@ from flask_openapi.openapi import OpenAPI
 
 from app.api import (
     artifacts,
+    audit_log,
     control,
     datasets,
     docs,
@@ -28,8 +30,10 @@ from app.api import (
     webhooks,
     workers,
 )
+from app.api.audit import begin_note, check_noted
 from app.api.auth import check_key
 from app.api.document import build_document
+from app.api.idempotency import REPLAYED
 from app.api.parts import Parts
 from app.api.problems import raise_invalid, register_problems
 from app.api.release import release
@@ -37,6 +41,8 @@ from app.api.requests import JSON_MAX_BYTES, StrictRequest
 from app.api.resource import Operation
 from app.api.schemas.base import Problem
 from app.api.wait import WaitSlots
+from app.audit.keys import AuditKey
+from app.audit.repeats import Repeats
 from app.clock import monotonic_seconds
 from app.collector import spare_the_collector
 from app.db.schema import require_schema
@@ -64,6 +70,7 @@ _RESOURCES = (
     artifacts.resource,
     keys.resource,
     webhooks.resource,
+    audit_log.resource,
     workers.resource,
     health.resource,
     metrics.resource,
@@ -113,6 +120,8 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
         slots=WaitSlots(min(settings.wait_slots, settings.api_threads - 1)),
         upload_slots=threading.BoundedSemaphore(settings.upload_slots),
         admission=Admission(Quotas.from_settings(settings)),
+        audit_key=cache(lambda: AuditKey.derive(settings.key_pepper.get_secret_value())),
+        repeats=Repeats(),
         keys=KnownKeys(settings.key_pepper.get_secret_value()),
     )
     app.extensions["darkroom"] = here
@@ -124,6 +133,7 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     for resource in _RESOURCES:
         app.register_api(resource)
         operations.update(resource.operations)
+    app.extensions["darkroom.resources"] = _RESOURCES
     app.extensions["darkroom.openapi"] = build_document(app, operations.values())
 
     def begin() -> None:
@@ -154,6 +164,7 @@ def _begin(operation: Operation | None) -> None:
     connection = request.environ.get("gunicorn.socket")
     if connection is not None:
         connection.settimeout(_IDLE_SECONDS)
+    begin_note(operation.audit if operation is not None else None)
     # Without an operation there is no route: the 404 or 405 is on its way already.
     if operation is not None and operation.guarded:
         check_key(operation.scope)
@@ -173,6 +184,8 @@ def _end(response: Response) -> Response:
         "Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; sandbox"
     )
     headers.setdefault("Cache-Control", "no-store")
+    if "audit" in g:
+        check_noted(response, replayed=REPLAYED in headers)
     log.info(
         "request",
         method=request.method,

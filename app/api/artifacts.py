@@ -8,6 +8,7 @@ from datetime import timedelta
 from flask import Response, request
 from werkzeug.http import dump_options_header
 
+from app.api.audit import record_apart, skip_note
 from app.api.parts import parts, principal
 from app.api.problems import problem
 from app.api.ranges import RangeNotSatisfiableError, wanted_range
@@ -15,6 +16,7 @@ from app.api.replies import send
 from app.api.resource import Resource
 from app.api.schemas.service import ArtifactAnswer, ArtifactPath, LinkAnswer
 from app.api.views import show_artifact
+from app.audit.actions import Action
 from app.clock import utc_now
 from app.errors import NotFoundError, ObjectMissingError
 from app.jobs.artifacts import get_artifact as find_artifact
@@ -48,6 +50,7 @@ def get_artifact(path: ArtifactPath) -> Response:
         304: ("ETag",),
     },
     takes=["Range", "IfRange", "IfNoneMatch"],
+    audit=Action.ARTIFACT_DOWNLOADED,
 )
 def download_artifact(path: ArtifactPath) -> Response:
     """Download an artifact, whole or one range of it.
@@ -79,6 +82,8 @@ def download_artifact(path: ArtifactPath) -> Response:
         # Nobody will read from it, and only its reader closes it.
         stream.close()
         pieces = ()
+    else:
+        _note_download(artifact, stream, whole=wanted is None)
     headers["Content-Disposition"] = dump_options_header("attachment", {"filename": artifact.name})
     headers["Content-Length"] = str(length)
     if wanted is not None:
@@ -97,6 +102,7 @@ def download_artifact(path: ArtifactPath) -> Response:
     answers={200: LinkAnswer},
     scope=Scope.EXPORTS,
     replays=False,
+    audit=Action.ARTIFACT_LINKED,
 )
 def link_artifact(path: ArtifactPath) -> Response:
     """Make a link that downloads the artifact without a key, for a while.
@@ -109,6 +115,7 @@ def link_artifact(path: ArtifactPath) -> Response:
     url = here.store.presign_get(
         here.settings.bucket, artifact.object_key, seconds, filename=artifact.name
     )
+    record_apart(target=artifact.id, job=artifact.job_id, seconds=seconds)
     return send(LinkAnswer(url=url, expires_at=utc_now() + timedelta(seconds=seconds)))
 
 
@@ -116,6 +123,18 @@ def _find(artifact_id: str) -> Artifact:
     tenant_id = principal().tenant_id
     with parts().db.tenant(tenant_id) as session:
         return find_artifact(session, tenant_id, artifact_id)
+
+
+def _note_download(artifact: Artifact, stream: ObjectStream, *, whole: bool) -> None:
+    """Audit a download before its first byte; of one in many ranges one entry a minute."""
+    if not whole and not parts().repeats.is_news("range", principal().key_id, artifact.id):
+        skip_note()
+        return
+    try:
+        record_apart(target=artifact.id, job=artifact.job_id, size_bytes=artifact.size_bytes)
+    except BaseException:
+        stream.close()
+        raise
 
 
 def _open(artifact: Artifact, first: int, length: int) -> ObjectStream:

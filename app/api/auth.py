@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from flask import g, request
 
-from app.api.parts import parts
-from app.errors import UnauthorizedError
+from app.api.audit import record_denial
+from app.api.parts import parts, principal
+from app.errors import ForbiddenError, UnauthorizedError
+from app.tenants.keys import EndedKeyError
 from app.tenants.scopes import Scope, require
 
 
@@ -23,7 +25,24 @@ def check_key(scope: Scope | None) -> None:
             code="key_missing",
         )
     here = parts()
-    found = here.keys.authenticate(here.db, key.strip())
+    try:
+        g.principal = here.keys.authenticate(here.db, key.strip())
+    except EndedKeyError as error:
+        record_denial(error.tenant_id, error.key_id, error.code)
+        raise
     if scope is not None:
+        require_scope(scope)
+
+
+def require_scope(scope: Scope) -> None:
+    """Let the request pass where its key carries ``scope``; a refusal is audited.
+
+    Raises:
+        ForbiddenError: ``scope_missing``.
+    """
+    found = principal()
+    try:
         require(found, scope)
-    g.principal = found
+    except ForbiddenError as error:
+        record_denial(found.tenant_id, found.key_id, error.code, scope=scope.value)
+        raise

@@ -8,6 +8,7 @@ from typing import Any
 from flask import Response
 from sqlalchemy.orm import Session
 
+from app.api.audit import describe
 from app.api.idempotency import once
 from app.api.jobs import ACCEPTED, accepted
 from app.api.parts import parts, principal
@@ -17,6 +18,7 @@ from app.api.schemas.job_answers import JobAnswer
 from app.api.schemas.jobs import JobPath
 from app.api.schemas.limits import limits_of
 from app.api.schemas.retry import RetryJob
+from app.audit.actions import Action
 from app.jobs import cancel, pause, retry
 from app.jobs.tables import Job
 from app.tenants.scopes import Scope
@@ -24,7 +26,7 @@ from app.tenants.scopes import Scope
 resource = Resource("control", "Control", "Stop, hold, resume and retry jobs.")
 
 
-def _verb(word: str, **more: Any) -> Callable[[View], View]:
+def _verb(word: str, audit: Action, **more: Any) -> Callable[[View], View]:
     """Register a view that answers ``POST /v1/jobs/{job_id}/word`` with the job."""
     return resource.route_as(
         "post",
@@ -32,11 +34,12 @@ def _verb(word: str, **more: Any) -> Callable[[View], View]:
         answers={202: JobAnswer},
         scope=Scope.JOBS_WRITE,
         headers={202: ACCEPTED},
+        audit=audit,
         **more,
     )
 
 
-@_verb("cancel")
+@_verb("cancel", Action.JOB_CANCELLED)
 def cancel_job(path: JobPath) -> Response:
     """Ask a job to stop.
 
@@ -46,7 +49,7 @@ def cancel_job(path: JobPath) -> Response:
     return _control(cancel.cancel_job, path)
 
 
-@_verb("pause")
+@_verb("pause", Action.JOB_PAUSED)
 def pause_job(path: JobPath) -> Response:
     """Hold a job.
 
@@ -56,7 +59,7 @@ def pause_job(path: JobPath) -> Response:
     return _control(pause.pause_job, path)
 
 
-@_verb("resume")
+@_verb("resume", Action.JOB_RESUMED)
 def resume_job(path: JobPath) -> Response:
     """Let a paused job go on.
 
@@ -65,7 +68,7 @@ def resume_job(path: JobPath) -> Response:
     return _control(pause.resume_job, path)
 
 
-@_verb("retry", problems=[429], body_optional=True)
+@_verb("retry", Action.JOB_RETRIED, problems=[429], body_optional=True)
 def retry_job(path: JobPath, body: RetryJob) -> Response:
     """Retry what a job did not finish well.
 
@@ -77,6 +80,7 @@ def retry_job(path: JobPath, body: RetryJob) -> Response:
 
     def submit(session: Session) -> Reply:
         parts().admission.admit_job(session, tenant_id)
+        describe(retry_of=path.job_id)
         job = retry.submit_retry(
             session,
             tenant_id,

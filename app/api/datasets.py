@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import Response
 from sqlalchemy.orm import Session
 
+from app.api.audit import describe
 from app.api.idempotency import once
 from app.api.parts import parts, principal
 from app.api.replies import Reply, as_json, page_fields, send
@@ -19,6 +20,7 @@ from app.api.schemas.library import (
     NamePath,
     VersionPath,
 )
+from app.audit.actions import Action
 from app.datasets.freeze import freeze_dataset as freeze
 from app.datasets.resolve import list_dataset_versions as page_versions
 from app.datasets.resolve import list_datasets as page_datasets
@@ -36,6 +38,7 @@ resource = Resource("datasets", "Datasets", "Labelled images, frozen and hashed.
     scope=Scope.JOBS_WRITE,
     problems=[404],
     headers={201: ("Location",)},
+    audit=Action.DATASET_FROZEN,
 )
 def freeze_dataset(body: FreezeDataset) -> Response:
     """Freeze the labelled images of an upload.
@@ -53,6 +56,7 @@ def freeze_dataset(body: FreezeDataset) -> Response:
             seed=body.seed,
             skip_unlabelled=body.skip_unlabelled,
         )
+        describe(name=body.name, number=version.number, upload=body.input.upload)
         where = f"/v1/datasets/{body.name}/versions/{version.number}"
         return Reply(201, as_json(_show(body.name, version)), where)
 

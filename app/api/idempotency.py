@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from flask import Response, request
 from sqlalchemy.orm import Session
 
+from app.api.audit import record_reply
 from app.api.parts import parts, principal
 from app.api.replies import Reply
 from app.errors import InvalidInputError
@@ -71,13 +72,15 @@ def read_claim(*, with_body: bool = True) -> Claim | None:
 def once(work: Callable[[Session], Reply], **headers: str) -> Response:
     """Do ``work`` in one transaction with its key, or repeat the answer it gave before.
 
-    An error is not kept: nothing happened, so the same key may try again.
+    An error is not kept: nothing happened, so the same key may try again. The audit log's entry
+    is written in the same transaction, so a repetition writes none.
     """
     claim = read_claim()
     with parts().db.tenant(principal().tenant_id) as session:
         kept = claim.recall(session) if claim else None
         if kept is None:
             reply = work(session)
+            record_reply(session, reply)
             if claim:
                 claim.keep(session, reply)
     if kept is not None:

@@ -11,6 +11,8 @@ from flask import Response, request
 from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
+from app.api.audit import describe
+from app.api.auth import require_scope
 from app.api.idempotency import once
 from app.api.parts import parts, principal
 from app.api.release import release
@@ -29,12 +31,13 @@ from app.api.schemas.jobs import (
 )
 from app.api.schemas.limits import limits_of
 from app.api.views import retry_after_seconds, show_job, show_jobs, show_polled_job
+from app.audit.actions import Action
 from app.jobs.poll import glance_at_job, poll_job
 from app.jobs.progress import list_jobs as page_jobs
 from app.jobs.states import TERMINAL_JOB_STATES, JobKind, JobState
 from app.jobs.submit import submit_export, submit_finetune, submit_import, submit_predict
 from app.jobs.tables import Job
-from app.tenants.scopes import Scope, require
+from app.tenants.scopes import Scope
 
 resource = Resource("jobs", "Jobs", "Submit work and watch it.")
 
@@ -48,7 +51,12 @@ ACCEPTED = ("Location", "Retry-After")
 
 
 @resource.route_as(
-    "post", "/jobs", answers={202: JobAnswer}, problems=[404, 429], headers={202: ACCEPTED}
+    "post",
+    "/jobs",
+    answers={202: JobAnswer},
+    problems=[404, 429],
+    headers={202: ACCEPTED},
+    audit=Action.JOB_SUBMITTED,
 )
 def submit_job(body: SubmitJob) -> Response:
     """Submit a job.
@@ -58,7 +66,7 @@ def submit_job(body: SubmitJob) -> Response:
     `export` needs `exports`.
     """
     asked = body.root
-    require(principal(), SCOPE_OF_KIND[JobKind(asked.kind)])
+    require_scope(SCOPE_OF_KIND[JobKind(asked.kind)])
     return once(lambda session: accepted(session, _submit(session, asked)), Retry_After="1")
 
 
@@ -70,6 +78,7 @@ def accepted(session: Session, job: Job) -> Reply:
 def _submit(session: Session, asked: PredictJob | FinetuneJob | ImportJob | ExportJob) -> Job:
     tenant_id = principal().tenant_id
     parts().admission.admit_job(session, tenant_id)
+    describe(kind=asked.kind, model=getattr(asked, "model", None))
     match asked:
         case PredictJob():
             return submit_predict(
@@ -84,6 +93,8 @@ def _submit(session: Session, asked: PredictJob | FinetuneJob | ImportJob | Expo
                 metadata=asked.metadata,
             )
         case FinetuneJob():
+            # Moved by the worker when the training is good enough: this is who asked for it.
+            describe(alias=asked.options.alias, dataset=asked.input.dataset)
             return submit_finetune(
                 session,
                 tenant_id,
@@ -106,6 +117,7 @@ def _submit(session: Session, asked: PredictJob | FinetuneJob | ImportJob | Expo
                 **asked.options.model_dump(),
             )
         case ExportJob():
+            describe(job=asked.input.job)
             return submit_export(
                 session,
                 tenant_id,

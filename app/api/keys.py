@@ -7,6 +7,7 @@ from collections.abc import Callable
 from flask import Response
 from sqlalchemy.orm import Session
 
+from app.api.audit import record
 from app.api.idempotency import read_claim, replay
 from app.api.parts import parts, principal
 from app.api.replies import Reply, as_json, page_fields, send
@@ -20,6 +21,7 @@ from app.api.schemas.service import (
     NewKeyAnswer,
     RotateKey,
 )
+from app.audit.actions import Action
 from app.tenants.keys import NewKey
 from app.tenants.keys import create_key as make_key
 from app.tenants.keys import list_keys as page_keys
@@ -30,7 +32,9 @@ from app.tenants.scopes import Scope
 resource = Resource("keys", "Keys", "What proves who is asking, and what it may do.")
 
 
-@resource.route_as("post", "/keys", answers={201: NewKeyAnswer}, scope=Scope.ADMIN)
+@resource.route_as(
+    "post", "/keys", answers={201: NewKeyAnswer}, scope=Scope.ADMIN, audit=Action.KEY_CREATED
+)
 def create_key(body: CreateKey) -> Response:
     """Make a key.
 
@@ -56,6 +60,7 @@ def create_key(body: CreateKey) -> Response:
     answers={201: NewKeyAnswer},
     scope=Scope.ADMIN,
     body_optional=True,
+    audit=Action.KEY_ROTATED,
 )
 def rotate_key(path: KeyPath, body: RotateKey) -> Response:
     """Make a key's successor, of the same name and scopes.
@@ -73,7 +78,8 @@ def rotate_key(path: KeyPath, body: RotateKey) -> Response:
             pepper=here.settings.key_pepper.get_secret_value(),
             overlap_seconds=body.overlap_seconds,
             expires_at=body.expires_at,
-        )
+        ),
+        successor_of=path.key_id,
     )
     here.keys.forget(path.key_id)
     return answer
@@ -88,7 +94,9 @@ def list_keys(query: PageQuery) -> Response:
     return send(KeyPage(**page_fields(rows, has_more, KeyAnswer.model_validate)))
 
 
-@resource.route_as("delete", "/keys/<key_id>", answers={204: None}, scope=Scope.ADMIN)
+@resource.route_as(
+    "delete", "/keys/<key_id>", answers={204: None}, scope=Scope.ADMIN, audit=Action.KEY_REVOKED
+)
 def revoke_key(path: KeyPath) -> Response:
     """End a key; a second time changes nothing.
 
@@ -97,18 +105,20 @@ def revoke_key(path: KeyPath) -> Response:
     tenant_id = principal().tenant_id
     with parts().db.tenant(tenant_id) as session:
         end_key(session, tenant_id, path.key_id)
+        record(session, target=path.key_id)
     parts().keys.forget(path.key_id)
     return Response(status=204)
 
 
-def _show_once(make: Callable[[Session], NewKey]) -> Response:
-    """Make a key and show its text; what is kept for a replay holds none."""
+def _show_once(make: Callable[[Session], NewKey], **details: str) -> Response:
+    """Make a key and show its text; what is kept for a replay, and audited, holds none."""
     claim = read_claim()
     with parts().db.tenant(principal().tenant_id) as session:
         kept = claim.recall(session) if claim else None
         if kept is not None:
             return replay(kept)
         made = make(session)
+        record(session, target=made.id, name=made.row.name, scopes=made.row.scopes, **details)
         shown = KeyAnswer.model_validate(made.row).model_dump()
         if claim:
             claim.keep(session, Reply(201, as_json(NewKeyAnswer(**shown, text=None))))

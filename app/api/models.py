@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from flask import Response
 from sqlalchemy.orm import Session
 
+from app.api.audit import describe, record
 from app.api.idempotency import once
 from app.api.jobs import accepted
 from app.api.parts import parts, principal
@@ -25,6 +26,8 @@ from app.api.schemas.library import (
     NamePath,
     VersionPath,
 )
+from app.audit.actions import Action
+from app.jobs.states import JobKind
 from app.jobs.submit import submit_import
 from app.models.promote import move_alias as point_alias
 from app.models.resolve import get_version, summarise_model
@@ -52,6 +55,7 @@ def list_models(query: PageQuery) -> Response:
     scope=Scope.MODELS_WRITE,
     problems=[429],
     headers={202: ("Location", "Retry-After")},
+    audit=Action.JOB_SUBMITTED,
 )
 def import_version(path: NamePath, body: ImportVersion) -> Response:
     """Import weights as a model's next version.
@@ -62,6 +66,7 @@ def import_version(path: NamePath, body: ImportVersion) -> Response:
     def work(session: Session) -> Reply:
         tenant_id = principal().tenant_id
         parts().admission.admit_job(session, tenant_id)
+        describe(kind=JobKind.IMPORT, model=path.name)
         job = submit_import(session, tenant_id, model=path.name, **body.model_dump())
         return accepted(session, job)
 
@@ -101,6 +106,7 @@ def get_model_version(path: VersionPath) -> Response:
     answers={200: ModelVersionAnswer},
     scope=Scope.MODELS_WRITE,
     problems=[409],
+    audit=Action.MODEL_ALIAS_MOVED,
 )
 def move_alias(path: AliasPath, body: MoveAlias) -> Response:
     """Point an alias at a ready version of the model.
@@ -111,6 +117,12 @@ def move_alias(path: AliasPath, body: MoveAlias) -> Response:
     with parts().db.tenant(tenant_id) as session:
         version = get_version(session, tenant_id, f"{path.name}@{body.version}")
         point_alias(session, tenant_id, path.name, path.alias, version.id)
+        record(
+            session,
+            target=f"{path.name}@{path.alias}",
+            version=body.version,
+            version_id=version.id,
+        )
         return send(_find(session, path.name, body.version))
 
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from flask import Response
 from sqlalchemy.orm import Session
 
+from app.api.audit import record
 from app.api.idempotency import REPLAYED, read_claim, replay
 from app.api.parts import parts, principal
 from app.api.replies import Reply, send
@@ -21,6 +22,7 @@ from app.api.schemas.uploads import (
 )
 from app.api.uploads import check_quotas, store_upload
 from app.api.views import show_upload
+from app.audit.actions import Action
 from app.errors import ConflictError, DarkroomError, InvalidInputError, TooLargeError
 from app.ids import UPLOAD, new_id
 from app.storage.keys import upload_archive
@@ -40,6 +42,7 @@ resource = Resource("multipart", "Uploads", "Hand over archives of images and we
     scope=Scope.JOBS_WRITE,
     problems=[429],
     headers={201: ("Location",)},
+    audit=Action.UPLOAD_BEGUN,
 )
 def begin_multipart(body: BeginMultipart) -> Response:
     """Begin a large upload in parts.
@@ -82,6 +85,7 @@ def begin_multipart(body: BeginMultipart) -> Response:
                     size_bytes=body.size_bytes,
                     multipart_id=multipart_id,
                 )
+                record(session, target=upload.id, kind=body.kind, size_bytes=body.size_bytes)
                 if claim:
                     claim.keep(session, Reply(201, {"upload": {"id": upload.id}}))
     except (ConflictError, InvalidInputError):
@@ -99,6 +103,7 @@ def begin_multipart(body: BeginMultipart) -> Response:
     answers={201: StoredUpload, 202: StoredUpload},
     scope=Scope.JOBS_WRITE,
     headers={201: ("Location",), 202: ("Location", "Retry-After")},
+    audit=Action.UPLOAD_RECEIVED,
 )
 def complete_multipart(path: UploadPath, body: CompleteMultipart) -> Response:
     """Complete an upload whose parts are all sent.

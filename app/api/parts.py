@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import BoundedSemaphore
 from typing import cast
@@ -9,6 +10,8 @@ from typing import cast
 from flask import current_app, g
 
 from app.api.wait import WaitSlots
+from app.audit.keys import AuditKey
+from app.audit.repeats import Repeats
 from app.db.session import Database
 from app.jobs.admit import Admission
 from app.settings import Settings
@@ -31,6 +34,10 @@ class Parts:
     admission: Admission
     #: Who asks.
     keys: KnownKeys
+    #: Signs the entries of the audit log.
+    audit_key: Callable[[], AuditKey]
+    #: Keeps a loop from filling it.
+    repeats: Repeats
 
 
 def parts() -> Parts:

@@ -10,6 +10,7 @@ from flask_openapi.blueprint import APIBlueprint
 from flask_openapi.models.tag import Tag
 from pydantic import BaseModel
 
+from app.audit.actions import Action
 from app.tenants.scopes import Scope
 
 View = TypeVar("View", bound=Callable[..., Any])
@@ -48,6 +49,8 @@ class Operation:
     media_types: Sequence[str]
     #: Whether an Idempotency-Key brings the first answer again.
     replays: bool
+    #: What the audit log calls it; None where it changes nothing and lets nothing out.
+    audit: Action | None
 
 
 class Resource(APIBlueprint):
@@ -79,11 +82,13 @@ class Resource(APIBlueprint):
         media_types: Sequence[str] = (),
         body_optional: bool = False,
         replays: bool | None = None,
+        audit: Action | None = None,
     ) -> Callable[[View], View]:
         """Register a view: its first docstring line is the summary, its name the operationId.
 
         Parameters and body are validated by the types of its arguments ``path``, ``query``
-        and ``body`` before it runs. A POST ``replays`` unless it says otherwise.
+        and ``body`` before it runs. A POST ``replays`` unless it says otherwise. Whatever is no
+        plain read names its ``audit`` action; see :mod:`app.api.audit` for who writes the entry.
         """
 
         def register(view: View) -> View:
@@ -119,6 +124,7 @@ class Resource(APIBlueprint):
                 body_optional=body_optional,
                 media_types=media_types,
                 replays=repeats,
+                audit=audit,
             )
             decorate = getattr(self, method)(rule, operation_id=view.__name__)
             decorate(view)

@@ -9,6 +9,7 @@ from flask import Response, request
 from sqlalchemy.orm import Session
 from werkzeug.exceptions import ClientDisconnected
 
+from app.api.audit import record
 from app.api.idempotency import Claim, read_claim, replay
 from app.api.parts import parts, principal
 from app.api.replies import Reply, as_json, page_fields, send
@@ -23,6 +24,7 @@ from app.api.schemas.uploads import (
     UploadQuery,
 )
 from app.api.views import show_job, show_upload
+from app.audit.actions import Action
 from app.errors import DarkroomError, TooLargeError, UnavailableError
 from app.jobs.submit import submit_ingest
 from app.tenants.scopes import Scope
@@ -54,6 +56,7 @@ _TAKEN = ("application/octet-stream", "application/zip", "application/x-tar", "a
     problems=[429],
     headers={201: ("Location",), 202: ("Location", "Retry-After")},
     media_types=_TAKEN,
+    audit=Action.UPLOAD_RECEIVED,
 )
 def send_upload(query: UploadQuery) -> Response:
     """Send a file as the raw body.
@@ -157,6 +160,7 @@ def store_upload(session: Session, upload_id: str, *, size_bytes: int, sha256: s
     """Say that an upload is all there, and submit the ingest of an archive with it."""
     tenant_id = principal().tenant_id
     upload = finish_upload(session, tenant_id, upload_id, size_bytes=size_bytes, sha256=sha256)
+    record(session, target=upload.id, kind=upload.kind, size_bytes=size_bytes, sha256=sha256)
     if upload.kind != UploadKind.ARCHIVE:
         answer = StoredUpload(upload=show_upload(upload), job=None)
         return Reply(201, as_json(answer), f"/v1/uploads/{upload.id}")
@@ -191,12 +195,14 @@ def get_upload(path: UploadPath) -> Response:
     answers={204: None},
     scope=Scope.JOBS_WRITE,
     problems=[409],
+    audit=Action.UPLOAD_ABORTED,
 )
 def abort_upload(path: UploadPath) -> Response:
     """Give up an upload whose bytes are still arriving; a stored one answers 409."""
     here, tenant_id = parts(), principal().tenant_id
     with here.db.tenant(tenant_id) as session:
         upload = fail_upload(session, tenant_id, path.upload_id)
+        record(session, target=upload.id)
     discard_parts(here.store, here.settings.bucket, upload)
     return Response(status=204)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from flask import Response
 from sqlalchemy.orm import Session
 
+from app.api.audit import describe, record
 from app.api.idempotency import once
 from app.api.parts import parts, principal
 from app.api.replies import Reply, as_json, page_fields, send
@@ -20,6 +23,7 @@ from app.api.schemas.webhooks import (
     WebhookPage,
     WebhookPath,
 )
+from app.audit.actions import Action
 from app.tenants.scopes import Scope
 from app.webhooks import deliveries as log
 from app.webhooks import register
@@ -29,7 +33,13 @@ from app.webhooks.tables import WebhookDelivery
 resource = Resource("webhooks", "Webhooks", "Addresses of yours that are told of events.")
 
 
-@resource.route_as("post", "/webhooks", answers={201: WebhookAnswer}, scope=Scope.ADMIN)
+@resource.route_as(
+    "post",
+    "/webhooks",
+    answers={201: WebhookAnswer},
+    scope=Scope.ADMIN,
+    audit=Action.WEBHOOK_CREATED,
+)
 def create_webhook(body: CreateWebhook) -> Response:
     """Register an address for events from now on.
 
@@ -45,6 +55,8 @@ def create_webhook(body: CreateWebhook) -> Response:
         made = register.create_webhook(
             session, tenant_id, url=body.url, events=body.events, allowed=allowed
         )
+        # The host alone: the rest of an address is a secret of many a receiver.
+        describe(host=urlsplit(made.url).hostname, events=made.events)
         return Reply(201, as_json(WebhookAnswer.model_validate(made)), f"/v1/webhooks/{made.id}")
 
     return once(work)
@@ -70,17 +82,28 @@ def get_webhook(path: WebhookPath) -> Response:
     return send(WebhookAnswer.model_validate(found))
 
 
-@resource.route_as("delete", "/webhooks/<webhook_id>", answers={204: None}, scope=Scope.ADMIN)
+@resource.route_as(
+    "delete",
+    "/webhooks/<webhook_id>",
+    answers={204: None},
+    scope=Scope.ADMIN,
+    audit=Action.WEBHOOK_DELETED,
+)
 def delete_webhook(path: WebhookPath) -> Response:
     """Forget a webhook and the log of its deliveries."""
     tenant_id = principal().tenant_id
     with parts().db.tenant(tenant_id) as session:
         register.delete_webhook(session, tenant_id, path.webhook_id)
+        record(session, target=path.webhook_id)
     return Response(status=204)
 
 
 @resource.route_as(
-    "post", "/webhooks/<webhook_id>/enable", answers={200: WebhookAnswer}, scope=Scope.ADMIN
+    "post",
+    "/webhooks/<webhook_id>/enable",
+    answers={200: WebhookAnswer},
+    scope=Scope.ADMIN,
+    audit=Action.WEBHOOK_ENABLED,
 )
 def enable_webhook(path: WebhookPath) -> Response:
     """Tell a disabled webhook of events again, from now on."""
@@ -94,10 +117,15 @@ def enable_webhook(path: WebhookPath) -> Response:
 
 
 @resource.route_as(
-    "post", "/webhooks/<webhook_id>/test", answers={202: DeliveryAnswer}, scope=Scope.ADMIN
+    "post",
+    "/webhooks/<webhook_id>/test",
+    answers={202: DeliveryAnswer},
+    scope=Scope.ADMIN,
+    audit=Action.WEBHOOK_TESTED,
 )
 def test_webhook(path: WebhookPath) -> Response:
     """Send the webhook a `webhook.test` that tells of no job."""
+    describe(target=path.webhook_id)
     tenant_id = principal().tenant_id
     return once(
         lambda session: _sent_soon(log.send_test(session, tenant_id, path.webhook_id)),
@@ -130,9 +158,11 @@ def list_deliveries(path: WebhookPath, query: DeliveriesQuery) -> Response:
     "/webhooks/<webhook_id>/deliveries/<delivery_id>/replay",
     answers={202: DeliveryAnswer},
     scope=Scope.ADMIN,
+    audit=Action.WEBHOOK_REPLAYED,
 )
 def replay_delivery(path: DeliveryPath) -> Response:
     """Send a delivery again that was delivered or given up; one that is under way stays so."""
+    describe(target=path.webhook_id, delivery=path.delivery_id)
     tenant_id = principal().tenant_id
     return once(
         lambda session: _sent_soon(

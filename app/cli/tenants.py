@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +17,7 @@ from app.cli.console import note, print_json, print_table
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from app.audit.keys import AuditKey
     from app.tenants.quotas import Quotas
     from app.tenants.tables import Tenant
 
@@ -47,7 +48,7 @@ def list_tenants(as_json: JsonFlag = False) -> None:
 
     from app.tenants.tables import Tenant
 
-    with _system() as (session, defaults):
+    with _system() as (session, defaults, _):
         tenants = session.scalars(select(Tenant).order_by(Tenant.id))
         rows = [_describe(tenant, defaults) for tenant in tenants]
     _show(rows, as_json=as_json)
@@ -67,6 +68,8 @@ def quota(
     as_json: JsonFlag = False,
 ) -> None:
     """Show a tenant's quotas, or give it limits of its own."""
+    from app.audit.actions import Action
+    from app.audit.append import append_entry
     from app.tenants.keys import get_tenant
     from app.tenants.quotas import set_quotas
 
@@ -77,16 +80,27 @@ def quota(
         "max_submissions_per_minute": max_submissions_per_minute,
     }
     limits = {word: limit or None for word, limit in given.items() if limit is not None}
-    with _system() as (session, defaults):
+    with _system() as (session, defaults, audit_key):
         if limits:
             set_quotas(session, name, **limits)
-        row = _describe(get_tenant(session, name), defaults)
+        tenant = get_tenant(session, name)
+        if limits:
+            append_entry(
+                session,
+                audit_key(),
+                tenant_id=tenant.id,
+                action=Action.QUOTA_CHANGED,
+                target=name,
+                details=limits,
+            )
+        row = _describe(tenant, defaults)
     _show([row], as_json=as_json)
 
 
 @contextmanager
-def _system() -> Iterator[tuple[Session, Quotas]]:
-    """A system session, and the quotas that the settings of this environment say."""
+def _system() -> Iterator[tuple[Session, Quotas, Callable[[], AuditKey]]]:
+    """A system session, the quotas that this environment says, and what signs the audit log."""
+    from app.audit.keys import AuditKey
     from app.db.session import Database
     from app.settings import load_settings
     from app.tenants.quotas import Quotas
@@ -97,7 +111,8 @@ def _system() -> Iterator[tuple[Session, Quotas]]:
     db = Database.from_settings(settings)
     try:
         with db.system() as session:
-            yield session, Quotas.from_settings(settings)
+            pepper = settings.key_pepper.get_secret_value()
+            yield session, Quotas.from_settings(settings), lambda: AuditKey.derive(pepper)
     finally:
         db.close()
 
@@ -123,6 +138,7 @@ def find_database() -> dict[str, str]:
     return {
         "DATABASE_URL": postgres.url("darkroom_api", postgres.secrets.api_password),
         "SYSTEM_DATABASE_URL": postgres.url("darkroom_system", postgres.secrets.system_password),
+        "key_pepper": environ.get("DARKROOM_KEY_PEPPER") or postgres.secrets.key_pepper,
         "sealing_keys": environ.get("DARKROOM_SEALING_KEYS") or postgres.secrets.sealing_keys,
     }
 

@@ -10,6 +10,7 @@ import httpx2
 
 from app.client.address import find_address
 from app.client.artifacts import Artifacts
+from app.client.audit import Audit
 from app.client.datasets import Datasets
 from app.client.jobs import Jobs
 from app.client.keys import Keys
@@ -63,6 +64,7 @@ class Darkroom:
         self.artifacts = Artifacts(self.transport)
         self.keys = Keys(self.transport)
         self.webhooks = Webhooks(self.transport)
+        self.audit = Audit(self.transport)
 
     def openapi(self) -> dict[str, Any]:
         """The service's OpenAPI document."""

@@ -327,3 +327,20 @@ class Delivery(Value):
     created_at: datetime | None = None
     delivered_at: datetime | None = None
     failed_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry(Value):
+    """One act in the audit log; ``seq`` and ``hash`` are None for a second, until it is chained."""
+
+    id: str
+    at: datetime | None = field(default=None, metadata={"read": _time})
+    actor: str = ""
+    action: str = ""
+    outcome: str = ""
+    target: str | None = None
+    request_id: str | None = None
+    client_address: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    seq: int | None = None
+    hash: str | None = None

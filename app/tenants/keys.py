@@ -24,6 +24,9 @@ from sqlalchemy import ColumnElement, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from app.audit.actions import Action
+from app.audit.append import append_entry
+from app.audit.keys import AuditKey
 from app.clock import utc_now
 from app.db.page import fetch_page
 from app.db.session import Database
@@ -59,6 +62,15 @@ class NewKey:
     id: str
     text: str
     row: ApiKey
+
+
+class EndedKeyError(UnauthorizedError):
+    """A key of ours, shown with its right secret, that was revoked or has expired."""
+
+    def __init__(self, detail: str, *, code: str, tenant_id: str, key_id: str) -> None:
+        super().__init__(detail, code=code)
+        self.tenant_id = tenant_id
+        self.key_id = key_id
 
 
 def create_tenant(session: Session, name: str) -> Tenant:
@@ -166,11 +178,12 @@ def look_up_key(db: Database, key_text: str, pepper: str) -> tuple[Principal, fl
     known = hmac.compare_digest(given, row.secret_hash if row is not None else "0" * 64)
     if row is None or not known:
         raise UnauthorizedError("this key is not known here", code="key_unknown")
+    whose = {"tenant_id": row.tenant_id, "key_id": row.id}
     if row.revoked:
-        raise UnauthorizedError("this key was revoked", code="key_revoked")
+        raise EndedKeyError("this key was revoked", code="key_revoked", **whose)
     seconds_left = math.inf if row.seconds_left is None else row.seconds_left
     if seconds_left <= 0:
-        raise UnauthorizedError("this key has expired", code="key_expired")
+        raise EndedKeyError("this key has expired", code="key_expired", **whose)
     if row.use_is_news:
         _note_use(db, row.tenant_id, row.id)
     # A scope that this version does not know (a newer one wrote it) grants nothing here.
@@ -226,8 +239,28 @@ def ensure_first_key(db: Database, pepper: str) -> str | None:
         tenant = session.scalar(select(Tenant).where(Tenant.name == FIRST_TENANT))
         if tenant is None:
             tenant = create_tenant(session, FIRST_TENANT)
+            append_entry(
+                session,
+                AuditKey.derive(pepper),
+                tenant_id=tenant.id,
+                action=Action.TENANT_CREATED,
+                target=FIRST_TENANT,
+            )
         key = create_key(session, tenant.id, name="first", scopes=[Scope.ADMIN], pepper=pepper)
+        note_operator_key(session, key, pepper)
         return key.text
+
+
+def note_operator_key(session: Session, key: NewKey, pepper: str) -> None:
+    """Tell the audit log of a key that was made straight in the database."""
+    append_entry(
+        session,
+        AuditKey.derive(pepper),
+        tenant_id=key.row.tenant_id,
+        action=Action.KEY_CREATED,
+        target=key.id,
+        details={"name": key.row.name, "scopes": key.row.scopes},
+    )
 
 
 def _note_use(db: Database, tenant_id: str, key_id: str) -> None:

@@ -1,0 +1,44 @@
+"""What the audit log knows to tell: one stable word for each act."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Action(enum.StrEnum):
+    """An act that changes state, takes data out, or was refused."""
+
+    TENANT_CREATED = "tenant.created"
+    QUOTA_CHANGED = "quota.changed"
+    KEY_CREATED = "key.created"
+    KEY_ROTATED = "key.rotated"
+    KEY_REVOKED = "key.revoked"
+    JOB_SUBMITTED = "job.submitted"
+    JOB_CANCELLED = "job.cancelled"
+    JOB_PAUSED = "job.paused"
+    JOB_RESUMED = "job.resumed"
+    JOB_RETRIED = "job.retried"
+    UPLOAD_BEGUN = "upload.begun"
+    UPLOAD_RECEIVED = "upload.received"
+    UPLOAD_ABORTED = "upload.aborted"
+    DATASET_FROZEN = "dataset.frozen"
+    MODEL_ALIAS_MOVED = "model.alias_moved"
+    ARTIFACT_DOWNLOADED = "artifact.downloaded"
+    ARTIFACT_LINKED = "artifact.linked"
+    WEBHOOK_CREATED = "webhook.created"
+    WEBHOOK_DELETED = "webhook.deleted"
+    WEBHOOK_ENABLED = "webhook.enabled"
+    WEBHOOK_TESTED = "webhook.tested"
+    WEBHOOK_REPLAYED = "webhook.replayed"
+    ACCESS_DENIED = "access.denied"
+
+
+class Outcome(enum.StrEnum):
+    """How the act ended; one that failed changed nothing and has no entry."""
+
+    DONE = "done"
+    DENIED = "denied"
+
+
+#: Who acts where no API key does: a command that works straight in the database.
+OPERATOR = "operator"
