@@ -115,10 +115,10 @@ class SettingsError(DarkroomError):
 class ItemError(DarkroomError):
     """One image could not be recognised; its neighbours are unharmed.
 
-    Codes: ``object_missing``, ``undecodable``, ``truncated``, ``unsupported_format``,
-    ``too_large``, ``decode_timeout``, ``not_finite``, ``fetch_failed``, ``worker_killed``,
-    ``internal_error``;
-    from an archive also ``empty``, ``member_refused`` and ``member_damaged``.
+    Codes: ``object_missing``, ``empty``, ``undecodable``, ``truncated``,
+    ``unsupported_format``, ``too_large``, ``decode_timeout``, ``not_finite``, ``fetch_failed``,
+    ``worker_killed``, ``internal_error``; from an archive also ``member_refused`` and
+    ``member_damaged``.
     """
 
     code = "undecodable"

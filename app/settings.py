@@ -176,6 +176,12 @@ class Settings(BaseSettings):
     # Images and archives
     max_image_pixels: Positive = Field(40_000_000, description="Largest image, in pixels.")
     max_image_bytes: Positive = Field(64 * MIB, description="Largest image file, in bytes.")
+    max_image_aspect: Positive = Field(
+        1000, description="Most elongated image, longer side by shorter."
+    )
+    max_image_frames: Positive = Field(
+        1000, description="Most frames or pages of an image; the first is recognised."
+    )
     archive_max_entries: Positive = Field(2_000_000, description="Most members of an archive.")
     archive_max_ratio: Positive = Field(
         200, description="Largest expansion of an archive, uncompressed to compressed."
@@ -188,6 +194,17 @@ class Settings(BaseSettings):
     image_batch_size: Positive = Field(32, description="Images in one ImageBatch.")
     decode_processes: int = Field(
         0, ge=0, description="Decode children per worker process; 0 means one per core."
+    )
+    decode_memory_bytes: int = Field(
+        1024 * MIB,
+        ge=128 * MIB,
+        description="Memory of a decode child beyond what it starts with, in bytes.",
+    )
+    decode_cpu_seconds: Seconds = Field(
+        8, description="Processor time that decoding one image may take."
+    )
+    decode_seconds: Seconds = Field(
+        30, description="Time by the clock that decoding one image may take."
     )
     torch_threads: int = Field(
         0, ge=0, description="Threads of one forward on the CPU; 0 leaves it to torch."

@@ -76,13 +76,22 @@ class WorkerProcess:
     def decoder(self) -> DecodePool:
         """The decode children, started when the first image comes."""
         from worker.pipeline.decode import DecodePool
+        from worker.pipeline.limits import DecodeLimits
 
+        settings = self.settings
         with self._decoder_lock:
             if self._decoder is None:
                 self._decoder = DecodePool.start(
-                    self.settings.decode_process_count,
-                    self.settings.max_image_pixels,
-                    self.settings.max_image_bytes,
+                    settings.decode_process_count,
+                    settings.max_image_bytes,
+                    DecodeLimits(
+                        max_pixels=settings.max_image_pixels,
+                        max_aspect=settings.max_image_aspect,
+                        max_frames=settings.max_image_frames,
+                        memory_bytes=settings.decode_memory_bytes,
+                        cpu_seconds=settings.decode_cpu_seconds,
+                        item_seconds=settings.decode_seconds,
+                    ),
                 )
             return self._decoder
 

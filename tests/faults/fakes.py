@@ -81,7 +81,7 @@ def fake_decode() -> None:
             return DecodedRun(pixels, [None] * len(images), 0.0)
 
     def start(
-        cls: type[DecodePool], /, processes: int, max_pixels: int, max_bytes: int, **_: object
+        cls: type[DecodePool], /, processes: int, max_bytes: int, *_: object, **__: object
     ) -> DecodePool:
         return NoChildren(processes, max_bytes)
 

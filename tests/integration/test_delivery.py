@@ -119,7 +119,7 @@ def test_job_over_a_prefix_recognises_images_and_names_what_is_none(
     rows = results(database, tenant_id, job)
     assert [row.ordinal for row in rows] == list(range(PICTURES + 1))
     failed = [row for row in rows if row.state == ItemState.FAILED]
-    assert [row.error["code"] for row in failed if row.error] == ["undecodable"]
+    assert [row.error["code"] for row in failed if row.error] == ["unsupported_format"]
     for row in rows:
         if row.state == ItemState.SUCCEEDED:
             assert row.prediction is not None

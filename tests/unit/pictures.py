@@ -13,6 +13,7 @@ from torch import Tensor
 
 from app.errors import ObjectMissingError
 from app.models.spec import ModelSpec, PreprocessSpec
+from worker.pipeline.limits import DecodeLimits
 from worker.pipeline.values import ByteStream, ItemRef
 from worker.recognisers.cnn import SmallCnn
 from worker.recognisers.load import Recogniser
@@ -23,6 +24,7 @@ from worker.training.data import ImageSet
 AS_IS = PreprocessSpec(16, 16, "stretch", "nearest")
 MAX_PIXELS = 1_000_000
 MAX_BYTES = 1_000_000
+LIMITS = DecodeLimits(max_pixels=MAX_PIXELS)
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (16, 16), mode: str = "RGB") -> Image.Image:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 
 from app.errors import UnavailableError
 from app.models.spec import PreprocessSpec
-from tests.unit.pictures import AS_IS, MAX_BYTES, MAX_PIXELS, encode, picture
+from tests.unit.pictures import AS_IS, LIMITS, MAX_BYTES, encode, picture
 from worker.pipeline.decode import DecodePool
 
 # A child whose decoder ends the process on one image and never returns from another, as a
@@ -25,18 +26,19 @@ FRAGILE_CHILD = """
 import os, signal, sys
 from worker.pipeline import decode_child
 decode_image = decode_child.decode_image
-def fragile(data, spec, *, max_pixels):
+def fragile(data, spec, limits):
     if bytes(data) == b"KILL":
         os.kill(os.getpid(), signal.SIGKILL)
     if bytes(data) == b"HANG":
         signal.pause()
     if bytes(data).startswith(b"TWICE "):
         path, data = bytes(data)[6:].split(b"\\n", 1)
-        with open(path, "ab") as deaths:
-            deaths.write(b".")
-        if os.path.getsize(path) <= 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-    return decode_image(data, spec, max_pixels=max_pixels)
+        # Folders: behind the walls no file can be opened.
+        for death in (path + b".1", path + b".2"):
+            if not os.path.exists(death):
+                os.mkdir(death)
+                os.kill(os.getpid(), signal.SIGKILL)
+    return decode_image(data, spec, limits)
 decode_child.decode_image = fragile
 decode_child.main()
 """
@@ -45,12 +47,14 @@ FRAGILE = (sys.executable, "-c", FRAGILE_CHILD)
 
 @pytest.fixture
 def pool() -> Iterator[DecodePool]:
-    with DecodePool.start(2, MAX_PIXELS, MAX_BYTES) as pool:
+    with DecodePool.start(2, MAX_BYTES, LIMITS) as pool:
         yield pool
 
 
 def fragile_pool(item_seconds: float = 30.0) -> DecodePool:
-    return DecodePool.start(1, MAX_PIXELS, MAX_BYTES, item_seconds=item_seconds, command=FRAGILE)
+    return DecodePool.start(
+        1, MAX_BYTES, replace(LIMITS, item_seconds=item_seconds), command=FRAGILE
+    )
 
 
 def ended(pid: int) -> bool:
@@ -80,7 +84,7 @@ def test_run_gives_pixels_and_errors_in_order(pool: DecodePool) -> None:
     assert [error and error.code for error in run.errors] == [
         None,
         None,
-        "undecodable",
+        "unsupported_format",
         None,
         None,
     ]
@@ -134,7 +138,7 @@ def test_children_import_no_torch_and_run_niced(pool: DecodePool) -> None:
 
 def test_children_get_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-4711")
-    with DecodePool.start(1, MAX_PIXELS, MAX_BYTES) as pool:
+    with DecodePool.start(1, MAX_BYTES, LIMITS) as pool:
         environment = Path(f"/proc/{pool.child_pids()[0]}/environ").read_bytes()
     assert b"canary-4711" not in environment
 
@@ -165,7 +169,7 @@ def test_image_whose_child_is_killed_once_while_it_is_alone_is_not_blamed(tmp_pa
     with fragile_pool() as pool:
         run = pool.decode([encode(picture(), "PNG"), unlucky], AS_IS)
     assert run.errors == [None, None]
-    assert (tmp_path / "deaths").stat().st_size == 3
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_child_killed_from_outside_fails_no_image(pool: DecodePool) -> None:
@@ -184,7 +188,7 @@ def test_image_that_hangs_is_given_up_and_harms_no_other() -> None:
 
 
 def test_stopped_child_is_replaced() -> None:
-    with DecodePool.start(1, MAX_PIXELS, MAX_BYTES, item_seconds=0.5) as pool:
+    with DecodePool.start(1, MAX_BYTES, replace(LIMITS, item_seconds=0.5)) as pool:
         (pid,) = pool.child_pids()
         os.kill(pid, 19)
         # More than a socket holds, so that handing it over waits for the child.
@@ -214,15 +218,13 @@ def test_close_ends_children_and_whoever_waits_on_them() -> None:
 
 def test_child_that_cannot_start_is_told() -> None:
     with pytest.raises(UnavailableError, match="does not start"):
-        DecodePool.start(
-            1, MAX_PIXELS, MAX_BYTES, command=(sys.executable, "-c", "raise SystemExit")
-        )
+        DecodePool.start(1, MAX_BYTES, LIMITS, command=(sys.executable, "-c", "raise SystemExit"))
 
 
 def test_program_that_is_not_there_is_told_and_leaves_no_descriptor() -> None:
     before = os.listdir("/proc/self/fd")
     with pytest.raises(UnavailableError, match="does not start"):
-        DecodePool.start(2, MAX_PIXELS, MAX_BYTES, command=("/no/such/program",))
+        DecodePool.start(2, MAX_BYTES, LIMITS, command=("/no/such/program",))
     assert os.listdir("/proc/self/fd") == before
 
 
@@ -232,7 +234,8 @@ def test_children_end_when_their_parent_is_killed() -> None:
             sys.executable,
             "-c",
             "from worker.pipeline.decode import DecodePool; import signal\n"
-            "pool = DecodePool.start(2, 1000, 1000)\n"
+            "from worker.pipeline.limits import DecodeLimits\n"
+            "pool = DecodePool.start(2, 1000, DecodeLimits())\n"
             "print(*pool.child_pids(), flush=True)\n"
             "signal.pause()",
         ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,19 +15,19 @@ from torchvision.transforms import InterpolationMode
 
 from app.errors import ItemError
 from app.models.spec import PreprocessSpec
-from tests.unit.pictures import AS_IS, MAX_PIXELS, encode, picture
+from tests.unit.pictures import AS_IS, LIMITS, MAX_PIXELS, encode, picture
 from worker.pipeline.pixels import decode_image, load_rgb
 
 LOSSLESS = {"WEBP": {"lossless": True}}
 
 
 def rgb(data: bytes) -> np.ndarray:
-    return np.asarray(load_rgb(data, max_pixels=MAX_PIXELS))
+    return np.asarray(load_rgb(data, LIMITS))
 
 
 def refusal(data: bytes, max_pixels: int = MAX_PIXELS) -> ItemError:
     with pytest.raises(ItemError) as caught:
-        decode_image(data, AS_IS, max_pixels=max_pixels)
+        decode_image(data, AS_IS, replace(LIMITS, max_pixels=max_pixels))
     return caught.value
 
 
@@ -54,14 +55,14 @@ def test_pixels_equal_torchvisions_transforms_to_the_bit(
         [transforms.Resize(37, InterpolationMode(interpolation)), transforms.CenterCrop(32)]
     )(Image.open(io.BytesIO(data)).convert("RGB"))
     spec = PreprocessSpec(37, 32, "shorter_side", interpolation)  # type: ignore[arg-type]
-    assert decode_image(data, spec, max_pixels=MAX_PIXELS) == expected.tobytes()
+    assert decode_image(data, spec, LIMITS) == expected.tobytes()
 
 
 def test_stretch_equals_torchvisions_resize_to_a_square() -> None:
     data = encode(picture(2, (61, 23)))
     expected = transforms.Resize((40, 40))(Image.open(io.BytesIO(data)))
     spec = PreprocessSpec(40, 40, "stretch")
-    assert decode_image(data, spec, max_pixels=MAX_PIXELS) == expected.tobytes()
+    assert decode_image(data, spec, LIMITS) == expected.tobytes()
 
 
 @pytest.mark.parametrize("name", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -236,9 +237,13 @@ def test_cut_progressive_jpeg_is_truncated() -> None:
     assert refusal(data[: len(data) // 2]).code == "truncated"
 
 
-@pytest.mark.parametrize("data", [b"", b"hello, this is a text", b"\x00" * 500, b"PK\x03\x04zip"])
-def test_what_is_no_image_is_undecodable(data: bytes) -> None:
-    assert refusal(data).code == "undecodable"
+def test_file_without_bytes_is_empty() -> None:
+    assert refusal(b"").code == "empty"
+
+
+@pytest.mark.parametrize("data", [b"hello, this is a text", b"\x00" * 500, b"PK\x03\x04zip"])
+def test_what_is_no_image_is_unsupported(data: bytes) -> None:
+    assert refusal(data).code == "unsupported_format"
 
 
 def test_damaged_image_is_undecodable() -> None:
@@ -280,5 +285,5 @@ def test_canvas_of_a_webp_is_judged_before_pillow_makes_it() -> None:
 def test_image_too_elongated_to_resize_is_too_large() -> None:
     data = encode(Image.new("L", (1, 50_000)))
     with pytest.raises(ItemError) as caught:
-        decode_image(data, PreprocessSpec(256, 224), max_pixels=MAX_PIXELS)
+        decode_image(data, PreprocessSpec(256, 224), LIMITS)
     assert caught.value.code == "too_large"

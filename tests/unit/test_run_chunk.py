@@ -13,8 +13,8 @@ from torch import Tensor
 
 from app.errors import StorageError
 from tests.unit.pictures import (
+    LIMITS,
     MAX_BYTES,
-    MAX_PIXELS,
     DictStore,
     encode,
     picture,
@@ -31,7 +31,7 @@ from worker.recognisers.load import Recogniser
 
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[DecodePool]:
-    with DecodePool.start(2, MAX_PIXELS, MAX_BYTES) as pool:
+    with DecodePool.start(2, MAX_BYTES, LIMITS) as pool:
         yield pool
 
 
@@ -110,7 +110,7 @@ def test_failed_items_carry_their_errors_and_harm_no_neighbour(decoder: DecodePo
     del store.objects["k7"]
     outcome = recognise(store, decoder, items=items)
     codes = {r.ordinal: r.error.code for r in outcome.results if r.error is not None}
-    assert codes == {2: "undecodable", 5: "truncated", 7: "object_missing"}
+    assert codes == {2: "unsupported_format", 5: "truncated", 7: "object_missing"}
     for found, expected in zip(outcome.results, clean.results, strict=True):
         if found.ordinal not in codes:
             assert found.prediction is not None

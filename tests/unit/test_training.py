@@ -12,8 +12,8 @@ from app.errors import InvalidInputError, TooLargeError
 from app.training.recipe import TrainingRecipe
 from tests.unit.pictures import (
     AS_IS,
+    LIMITS,
     MAX_BYTES,
-    MAX_PIXELS,
     DictStore,
     encode,
     one_torch_thread,
@@ -38,7 +38,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[DecodePool]:
-    with DecodePool.start(1, MAX_PIXELS, MAX_BYTES) as pool:
+    with DecodePool.start(1, MAX_BYTES, LIMITS) as pool:
         yield pool
 
 
@@ -163,7 +163,7 @@ def test_failed_images_are_left_out_with_their_targets(decoder: DecodePool) -> N
     assert images.pixels.shape == (4, 16, 16, 3)
     assert images.pixels[3].numpy().tobytes() == picture(5).tobytes()
     assert [(f.ordinal, f.error and f.error.code) for f in images.failed] == [
-        (1, "undecodable"),
+        (1, "unsupported_format"),
         (4, "object_missing"),
     ]
 

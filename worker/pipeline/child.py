@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from app.errors import ItemError, UnavailableError
 from app.models.spec import PreprocessSpec
+from worker.pipeline.limits import DecodeLimits
 from worker.pipeline.wire import (
     DECODED,
     WireClosedError,
@@ -26,8 +28,10 @@ from worker.pipeline.wire import (
 )
 
 _START_SECONDS = 60.0
+#: A process whose socket is closed is gone, or about to be.
+_END_SECONDS = 5.0
 #: Codes a child may give; anything else it says counts as undecodable.
-_CHILD_CODES = frozenset({"undecodable", "truncated", "unsupported_format", "too_large"})
+_CHILD_CODES = frozenset({"empty", "undecodable", "truncated", "unsupported_format", "too_large"})
 #: All the environment a child gets: it handles hostile bytes, so no credentials.
 _CHILD_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "HOME", "TMPDIR")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -38,16 +42,17 @@ class ChildDiedError(Exception):
 
 
 class ChildTimeoutError(Exception):
-    """The child did not answer for one image within its time."""
+    """One image took more time than it may, by the clock or of the processor."""
 
 
 class ChildProcess:
     """A place for one decode child, which may be replaced; used by one thread at a time."""
 
-    def __init__(self, command: Sequence[str], *, max_pixels: int, item_seconds: float) -> None:
+    def __init__(self, command: Sequence[str], limits: DecodeLimits) -> None:
         self._command = tuple(command)
-        self._max_pixels = max_pixels
-        self._item_seconds = item_seconds
+        self._limits = limits
+        #: Why the kernel refused some of the walls, by their names.
+        self.refused_walls: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         #: Buffered: the answers of a run of tiny images come many in one read.
@@ -81,6 +86,8 @@ class ChildProcess:
         self._replies = self._socket.makefile("rb")
         environment = {name: os.environ[name] for name in _CHILD_ENVIRONMENT if name in os.environ}
         environment["PYTHONPATH"] = str(_ROOT)
+        # Nothing is imported from the folder it starts in.
+        environment["PYTHONSAFEPATH"] = "1"
         # One heap: each further one reserves address space, which the child limits.
         environment["MALLOC_ARENA_MAX"] = "1"
         with theirs:
@@ -90,10 +97,10 @@ class ChildProcess:
                     *self._command,
                     f"--socket-fd={theirs.fileno()}",
                     f"--memory-fd={self._memory_fd}",
-                    f"--max-pixels={self._max_pixels}",
-                    f"--item-seconds={self._item_seconds}",
+                    f"--limits={self._limits.as_json()}",
                 ],
                 env=environment,
+                cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), self._memory_fd),
@@ -105,11 +112,12 @@ class ChildProcess:
         assert self._replies is not None
         self._socket.settimeout(_START_SECONDS)
         try:
-            receive_frame(self._replies)
+            ready = receive_frame(self._replies)
         except (OSError, WireClosedError) as error:
             self.dispose()
             raise UnavailableError(f"a decode process does not start: {error}") from error
-        self._socket.settimeout(self._item_seconds)
+        self._socket.settimeout(self._limits.item_seconds)
+        self.refused_walls = ready.get("refused") or {}
 
     def send_run(self, images: list[bytes], spec: PreprocessSpec) -> None:
         """Hand a run of image files to the child. Raises ChildDiedError where it is not taken."""
@@ -131,7 +139,7 @@ class ChildProcess:
 
         Raises:
             ChildDiedError: the child ended.
-            ChildTimeoutError: the image took longer than its time.
+            ChildTimeoutError: the image took more than its time.
         """
         assert self._replies is not None
         try:
@@ -139,8 +147,15 @@ class ChildProcess:
                 return None
             reply = receive_frame(self._replies)
         except TimeoutError:
-            raise ChildTimeoutError from None
+            raise ChildTimeoutError(
+                f"decoding took longer than {self._limits.item_seconds:g} seconds"
+            ) from None
         except OSError as error:
+            if self._ended_by(signal.SIGPROF):
+                seconds = self._limits.cpu_seconds
+                raise ChildTimeoutError(
+                    f"decoding took more than {seconds:g} seconds of the processor"
+                ) from None
             raise ChildDiedError from error
         code = reply.get("code")
         return ItemError(
@@ -154,6 +169,14 @@ class ChildProcess:
         size = _slot_bytes(spec)
         data = self._memory[position * size : (position + 1) * size]
         return np.frombuffer(data, np.uint8).reshape(spec.output_shape)
+
+    def _ended_by(self, number: signal.Signals) -> bool:
+        """Whether the child, whose socket is closed, was ended by this signal."""
+        assert self._process is not None
+        try:
+            return self._process.wait(_END_SECONDS) == -number
+        except subprocess.TimeoutExpired:
+            return False
 
     def kill(self) -> None:
         """End the process at once; safe from any thread, frees nothing."""

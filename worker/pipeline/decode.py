@@ -7,6 +7,7 @@ image by one, so a hostile file costs itself and never its neighbours.
 
 from __future__ import annotations
 
+import logging
 import queue
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,10 @@ import numpy.typing as npt
 from app.errors import DarkroomError, ItemError, TooLargeError, UnavailableError
 from app.models.spec import PreprocessSpec
 from worker.pipeline.child import ChildDiedError, ChildProcess, ChildTimeoutError
+from worker.pipeline.limits import DecodeLimits
 from worker.pipeline.timing import Stopwatch
+
+log = logging.getLogger(__name__)
 
 CHILD_COMMAND = (sys.executable, "-m", "worker.pipeline.decode_child")
 _KILL_AGAIN_SECONDS = 0.1
@@ -58,22 +62,15 @@ class DecodePool:
     def __init__(
         self,
         processes: int,
-        *,
-        max_pixels: int,
         max_bytes: int,
-        item_seconds: float = 30.0,
+        limits: DecodeLimits,
         command: Sequence[str] = CHILD_COMMAND,
     ) -> None:
         if processes < 1:
             raise ValueError("a decode pool needs at least one process")
         self.processes = processes
-        self.max_pixels = max_pixels
         self.max_bytes = max_bytes
-        self.item_seconds = item_seconds
-        self._slots = [
-            ChildProcess(command, max_pixels=max_pixels, item_seconds=item_seconds)
-            for _ in range(processes)
-        ]
+        self._slots = [ChildProcess(command, limits) for _ in range(processes)]
         self._idle: queue.SimpleQueue[ChildProcess] = queue.SimpleQueue()
         for slot in self._slots:
             self._idle.put(slot)
@@ -83,31 +80,23 @@ class DecodePool:
     def start(
         cls,
         processes: int,
-        max_pixels: int,
         max_bytes: int,
+        limits: DecodeLimits,
         *,
-        item_seconds: float = 30.0,
         command: Sequence[str] = CHILD_COMMAND,
     ) -> DecodePool:
         """Start the children together and wait until each is ready.
 
-        ``item_seconds`` is the wall-clock limit of one image.
-
         Raises:
             UnavailableError: a child does not start.
         """
-        pool = cls(
-            processes,
-            max_pixels=max_pixels,
-            max_bytes=max_bytes,
-            item_seconds=item_seconds,
-            command=command,
-        )
+        pool = cls(processes, max_bytes, limits, command)
         try:
             for slot in pool._slots:
                 slot.launch()
             for slot in pool._slots:
                 slot.await_ready()
+            _tell_of_refused_walls(pool._slots[0].refused_walls)
         except BaseException:
             pool.close()
             raise
@@ -185,13 +174,10 @@ class DecodePool:
                 for index in group:
                     run.errors[index] = slot.receive_error()
                     finished += 1
-            except ChildTimeoutError:
+            except ChildTimeoutError as error:
                 run.take(slot, group[:finished])
                 slot.dispose()
-                run.errors[group[finished]] = ItemError(
-                    f"decoding took longer than {self.item_seconds:g} seconds",
-                    code="decode_timeout",
-                )
+                run.errors[group[finished]] = ItemError(str(error), code="decode_timeout")
                 finished += 1
             except ChildDiedError:
                 self._require_open()
@@ -219,3 +205,12 @@ class DecodePool:
     def _require_open(self) -> None:
         if self._closed:
             raise UnavailableError("the decode pool is closed")
+
+
+def _tell_of_refused_walls(refused: dict[str, str]) -> None:
+    """Say once what the kernel refused: the same command on the same machine is refused alike."""
+    if refused:
+        log.warning(
+            "decode processes run without some of their walls: %s",
+            "; ".join(f"{wall} ({why})" for wall, why in refused.items()),
+        )

@@ -1,7 +1,8 @@
 """A decode process: reads runs of image files, writes pixels into shared memory.
 
 Imports no torch (that alone costs seconds and half a gigabyte), holds no credentials, and
-ends by itself when its parent is gone. Anything hostile in an image can kill only this.
+ends by itself when its parent is gone. Anything hostile in an image can kill only this: it has
+no network, opens no file, and its memory and processor time are limited (``walls.py``).
 """
 
 from __future__ import annotations
@@ -10,17 +11,35 @@ import argparse
 import math
 import mmap
 import os
-import resource
 import signal
 import socket
 import sys
 import warnings
 
-from PIL import AvifImagePlugin, Image
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageCms,
+    ImageMath,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from app.errors import ItemError
 from app.models.spec import PreprocessSpec
+from worker.pipeline.limits import DecodeLimits
 from worker.pipeline.pixels import decode_image
+from worker.pipeline.walls import (
+    arm_default_signals,
+    forbid_files,
+    keep_descriptors,
+    raise_walls,
+)
 from worker.pipeline.wire import (
     DECODED,
     NOT_DECODED,
@@ -32,12 +51,21 @@ from worker.pipeline.wire import (
 
 #: Kernel niceness: decoding fills what the forward pass leaves of the processor.
 _NICENESS = 10
-#: Address space beside the pixels: interpreter, libraries and the file itself.
-_BASE_BYTES = 1024 * 1024 * 1024
-#: Copies of an image that decoding, turning and converting hold at once, at 4 bytes a pixel.
-_PIXEL_BYTES = 24
 #: Beyond the parent's own limit, so that it acts only where the parent cannot.
 _ALARM_MARGIN_SECONDS = 5
+#: Pillow imports these when it first needs them; behind the walls there is no file to import.
+_NEEDED_LATER = (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    ImageCms,
+    ImageMath,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,34 +73,36 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="decode_child")
     parser.add_argument("--socket-fd", type=int, required=True)
     parser.add_argument("--memory-fd", type=int, required=True)
-    parser.add_argument("--max-pixels", type=int, required=True)
-    parser.add_argument("--item-seconds", type=float, required=True)
+    parser.add_argument("--limits", type=DecodeLimits.from_json, required=True)
     options = parser.parse_args(arguments)
-    _confine(options.max_pixels)
-    with socket.socket(fileno=options.socket_fd) as sock:
-        send_frame(sock, {"ready": os.getpid()})
+    socket_fd, memory_fd = keep_descriptors(options.socket_fd, options.memory_fd)
+    refused = _confine(options.limits)
+    with socket.socket(fileno=socket_fd) as sock:
+        send_frame(sock, {"ready": os.getpid(), "refused": refused})
         _silence()
+        # One more: a mapping holds a copy of its descriptor.
+        forbid_files(memory_fd, more=1)
         try:
-            _serve(sock, options.memory_fd, options.max_pixels, options.item_seconds)
+            _serve(sock, memory_fd, options.limits)
         except (WireClosedError, ConnectionError):
             return
 
 
-def _confine(max_pixels: int) -> None:
+def _confine(limits: DecodeLimits) -> dict[str, str]:
+    """Raise the walls; why the kernel refused some, by their names."""
     os.nice(_NICENESS)
     # The terminal's and the supervisor's signals go to the whole group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    limit = _BASE_BYTES + _PIXEL_BYTES * max_pixels
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if hard == resource.RLIM_INFINITY or limit < hard:
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    arm_default_signals([signal.SIGALRM, signal.SIGPROF])
+    # Where none of these knows a file, Pillow would import all that it has, a third of a second.
+    Image._initialized = 2
     # Our own check of the header is stricter and comes first.
     Image.MAX_IMAGE_PIXELS = None
     # There is a child for each core already, and every thread's heap counts as address space.
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     warnings.simplefilter("ignore")
+    return raise_walls(limits.memory_bytes)
 
 
 def _silence() -> None:
@@ -82,10 +112,10 @@ def _silence() -> None:
     os.close(null)
 
 
-def _serve(sock: socket.socket, memory_fd: int, max_pixels: int, item_seconds: float) -> None:
+def _serve(sock: socket.socket, memory_fd: int, limits: DecodeLimits) -> None:
     memory: mmap.mmap | None = None
     runs = sock.makefile("rb")
-    alarm_seconds = math.ceil(item_seconds) + _ALARM_MARGIN_SECONDS
+    alarm_seconds = math.ceil(limits.item_seconds) + _ALARM_MARGIN_SECONDS
     while True:
         run = receive_frame(runs)
         images = [receive_bytes(runs, length) for length in run["lengths"]]
@@ -93,17 +123,21 @@ def _serve(sock: socket.socket, memory_fd: int, max_pixels: int, item_seconds: f
         height, width, channels = spec.output_shape
         slot_bytes = height * width * channels
         if memory is None or len(memory) < run["memory_bytes"]:
+            if memory is not None:
+                memory.close()
             memory = mmap.mmap(memory_fd, run["memory_bytes"])
         for index, data in enumerate(images):
-            # The default action ends the process even inside C code, so an orphan that
-            # hangs in a hostile file does not live for ever.
+            # Both end the process even inside C code: what one image takes of the processor is
+            # limited, and an orphan that hangs in a hostile file does not live for ever.
+            signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
             signal.alarm(alarm_seconds)
             try:
                 start = index * slot_bytes
-                memory[start : start + slot_bytes] = decode_image(data, spec, max_pixels=max_pixels)
+                memory[start : start + slot_bytes] = decode_image(data, spec, limits)
                 error: ItemError | None = None
             except ItemError as raised:
                 error = raised
+            signal.setitimer(signal.ITIMER_PROF, 0)
             signal.alarm(0)
             if error is None:
                 sock.sendall(DECODED)

@@ -8,12 +8,14 @@ white; opaque images get plain ``convert("RGB")``. The frame shown is the first.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from io import BytesIO
 
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, ImageMath, UnidentifiedImageError, features
 
 from app.errors import ItemError
 from app.models.spec import PreprocessSpec
+from worker.pipeline.extent import COUNTED, count_frames, count_scans
 from worker.pipeline.formats import (
     ALLOWED,
     is_cut_short,
@@ -21,7 +23,10 @@ from worker.pipeline.formats import (
     sniff_format,
     webp_size,
 )
+from worker.pipeline.limits import DecodeLimits
 
+#: What Pillow says where compressed metadata go over limits of its own.
+_UNPACKS_TO_TOO_MUCH = ("Decompressed data too large", "Too much memory used in text chunks")
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -41,33 +46,40 @@ _TURNS = {
 }
 
 
-def decode_image(data: bytes | bytearray, spec: PreprocessSpec, *, max_pixels: int) -> bytes:
+#: Rows by this many pixels are converted at a time: what a conversion needs besides its result
+#: does not grow with the image.
+_STRIP_PIXELS = 1 << 20
+#: Scans that a JPEG may have. A progressive one has about ten.
+_MAX_SCANS = 500
+
+
+def decode_image(data: bytes | bytearray, spec: PreprocessSpec, limits: DecodeLimits) -> bytes:
     """The pixels of one image file, packed as rows of RGB bytes in ``spec.output_shape``.
 
     Raises:
-        ItemError: ``undecodable``, ``truncated``, ``unsupported_format`` or ``too_large``.
+        ItemError: ``empty``, ``undecodable``, ``truncated``, ``unsupported_format`` or
+            ``too_large``.
     """
-    return shape_pixels(load_rgb(data, max_pixels=max_pixels), spec, max_pixels).tobytes()
+    return shape_pixels(load_rgb(data, limits), spec, limits.max_pixels).tobytes()
 
 
-def load_rgb(data: bytes | bytearray, *, max_pixels: int) -> Image.Image:
+def load_rgb(data: bytes | bytearray, limits: DecodeLimits) -> Image.Image:
     """The first frame of an image file, upright, in mode RGB, at its own size.
 
     Raises:
-        ItemError: ``undecodable``, ``truncated``, ``unsupported_format`` or ``too_large``.
+        ItemError: ``empty``, ``undecodable``, ``truncated``, ``unsupported_format`` or
+            ``too_large``.
     """
     name = _require_format(data)
-    if name == "WEBP" and (size := webp_size(data)) is not None:
-        _require_pixels(size, max_pixels)
     try:
-        with Image.open(BytesIO(data), formats=[name]) as image:
-            _require_pixels(image.size, max_pixels)
-            image.load()
-            return _to_rgb(_upright(image))
+        image, turn = _load(data, name, limits)
+        return image if turn is None else image.transpose(turn)
     except ItemError:
         raise
     except Image.DecompressionBombError:
-        raise _too_many_pixels(max_pixels) from None
+        raise ItemError(
+            "the image has far more pixels than are allowed", code="too_large"
+        ) from None
     except MemoryError:
         raise ItemError(
             "the image needs more memory than a decode process may use", code="too_large"
@@ -75,10 +87,36 @@ def load_rgb(data: bytes | bytearray, *, max_pixels: int) -> Image.Image:
     except Exception as error:
         # Pillow's plugins raise almost anything on hostile bytes (OSError, SyntaxError,
         # struct.error, KeyError, …). This is the edge of one image, so all of it ends here.
-        if "truncated" in str(error).lower() or is_cut_short(data, name):
-            raise ItemError(f"the {name} file ends too early", code="truncated") from None
-        reason = "its header is damaged" if isinstance(error, UnidentifiedImageError) else error
-        raise ItemError(f"the {name} file cannot be decoded: {reason}") from None
+        raise _as_item_error(error, data, name) from None
+
+
+def _load(
+    data: bytes | bytearray, name: str, limits: DecodeLimits
+) -> tuple[Image.Image, Image.Transpose | None]:
+    """The first frame in mode RGB as it is stored, and how it is turned to stand upright."""
+    if name == "WEBP" and (size := webp_size(data)) is not None:
+        _require_size(size, limits)
+    if name == "JPEG" and count_scans(data, _MAX_SCANS + 1) > _MAX_SCANS:
+        raise ItemError(f"the JPEG has more than {_MAX_SCANS} scans", code="too_large")
+    _require_frames(count_frames(data, name, limits.max_frames + 1), limits)
+    with Image.open(BytesIO(data), formats=[name]) as image:
+        _require_size(image.size, limits)
+        if name not in COUNTED:
+            _require_frames(getattr(image, "n_frames", 1), limits)
+        image.load()
+        # Turned after the conversion, which needs less memory: each pixel counts for itself.
+        return _to_rgb(image), _turn_of(image)
+
+
+def _as_item_error(error: Exception, data: bytes | bytearray, name: str) -> ItemError:
+    """What is wrong with an image file that Pillow failed on."""
+    text = str(error)
+    if any(words in text for words in _UNPACKS_TO_TOO_MUCH):
+        return ItemError(f"the metadata of the {name} file unpack to too much", code="too_large")
+    if "truncated" in text.lower() or is_cut_short(data, name):
+        return ItemError(f"the {name} file ends too early", code="truncated")
+    reason = "its header is damaged" if isinstance(error, UnidentifiedImageError) else error
+    return ItemError(f"the {name} file cannot be decoded: {reason}")
 
 
 def shape_pixels(image: Image.Image, spec: PreprocessSpec, max_pixels: int) -> Image.Image:
@@ -108,56 +146,80 @@ def shape_pixels(image: Image.Image, spec: PreprocessSpec, max_pixels: int) -> I
 
 def _require_format(data: bytes | bytearray) -> str:
     if not data:
-        raise ItemError("the file is empty")
+        raise ItemError("the file is empty", code="empty")
     name = sniff_format(data)
     if name is None:
         other = name_unsupported(data)
-        if other is None:
-            raise ItemError("the bytes are not an image")
-        raise ItemError(
-            f"{other} images are not supported; use one of {', '.join(ALLOWED)}",
-            code="unsupported_format",
-        )
+        what = "the bytes are not an image" if other is None else f"{other} is not supported"
+        raise ItemError(f"{what}; use one of {', '.join(ALLOWED)}", code="unsupported_format")
     if name == "AVIF" and not features.check("avif"):
         raise ItemError("this worker's Pillow cannot read AVIF", code="unsupported_format")
     return name
 
 
-def _require_pixels(size: tuple[int, int], max_pixels: int) -> None:
-    width, height = size
-    if width < 1 or height < 1:
-        raise ItemError("the image has no pixels")
-    if width * height > max_pixels:
-        raise _too_many_pixels(max_pixels, size)
+def _require_size(size: tuple[int, int], limits: DecodeLimits) -> None:
+    shorter, longer = sorted(size)
+    what = f"{size[0]}×{size[1]} pixels"
+    if shorter < 1:
+        raise ItemError(f"the image has no pixels: it is of {what}")
+    if shorter * longer > limits.max_pixels:
+        raise ItemError(
+            f"{what} are more than the limit of {limits.max_pixels} pixels", code="too_large"
+        )
+    if longer > shorter * limits.max_aspect:
+        raise ItemError(
+            f"{what} are more elongated than the limit of {limits.max_aspect} to 1",
+            code="too_large",
+        )
 
 
-def _too_many_pixels(max_pixels: int, size: tuple[int, int] | None = None) -> ItemError:
-    what = f"{size[0]}×{size[1]} pixels are" if size else "the image is"
-    return ItemError(f"{what} more than the limit of {max_pixels} pixels", code="too_large")
+def _require_frames(count: int, limits: DecodeLimits) -> None:
+    if count > limits.max_frames:
+        raise ItemError(
+            f"the image has more than the limit of {limits.max_frames} frames or pages",
+            code="too_large",
+        )
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
     try:
         # Pillow has turned TIFF files already and dropped the tag from what it reports.
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1))
+        return _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except MemoryError:
+        raise
     except Exception:
         # Damaged metadata does not spoil the picture: it is taken as it is stored.
-        turn = None
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy() if image.readonly else image
     if image.mode.startswith("I;16"):
-        return _from_16_bit(image)
+        return _in_strips(image, _from_16_bit)
     if image.mode in ("I", "F"):
         return _from_wide(image)
     if image.has_transparency_data:
-        colour = image.convert("RGBA")
-        white = Image.new("RGBA", colour.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, colour).convert("RGB")
+        return _in_strips(image, _on_white)
     return image.convert("RGB")
+
+
+def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """An image converted a few rows at a time; ``convert`` takes each pixel for itself."""
+    rows = max(_STRIP_PIXELS // image.width, 1)
+    if rows >= image.height:
+        return convert(image)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        whole.paste(convert(image.crop((0, top, image.width, bottom))), (0, top))
+    return whole
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    colour = image.convert("RGBA")
+    white = Image.new("RGBA", colour.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, colour).convert("RGB")
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
@@ -174,7 +236,7 @@ def _from_wide(image: Image.Image) -> Image.Image:
     floats, 255, 65,535); anything else is stretched from its least to its greatest value.
     """
     low, high = (float(value) for value in image.getextrema())  # type: ignore[arg-type]
-    if not (math.isfinite(low) and math.isfinite(high)):
+    if not (math.isfinite(low) and math.isfinite(high)) or _holds_nan(image):
         raise ItemError("the image holds values that are not finite numbers")
     if low < 0 or high > 65_535:
         offset, scale = low, 255 / (high - low) if high > low else 0.0
@@ -183,6 +245,18 @@ def _from_wide(image: Image.Image) -> Image.Image:
     elif high <= 255:
         offset, scale = 0.0, 1.0
     else:
-        return _from_16_bit(image.convert("I"))
-    stretched = image.convert("F").point(lambda value: value * scale + (-offset * scale))
-    return stretched.convert("L").convert("RGB")
+        return _in_strips(image, lambda strip: _from_16_bit(strip.convert("I")))
+
+    def stretch(strip: Image.Image) -> Image.Image:
+        wide = strip.convert("F").point(lambda value: value * scale + (-offset * scale))
+        return wide.convert("L").convert("RGB")
+
+    return _in_strips(image, stretch)
+
+
+def _holds_nan(image: Image.Image) -> bool:
+    """Whether a float is no number, which least and greatest values do not tell."""
+    if image.mode != "F":
+        return False
+    unlike_itself = ImageMath.lambda_eval(lambda of: of["image"] != of["image"], image=image)
+    return bool(unlike_itself.getextrema() != (0, 0))
