@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from ipaddress import IPv6Address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -156,11 +157,21 @@ class Settings(BaseSettings):
     )
 
     # Notifications
+    webhooks: bool = Field(
+        True, description="Whether webhooks may be made and are sent: `on` or `off`."
+    )
     webhook_hosts: str = Field(
         "",
         description=(
-            "Hosts that webhooks may go to, with commas: `host`, `*.domain`, `host:port` or "
-            "`host:*`; empty means that webhooks are off."
+            "The only hosts that webhooks may go to, with commas: `host`, `*.domain`, `host:port` "
+            "or `host:*`; empty means any public one, by https on port 443 or 8443."
+        ),
+    )
+    webhook_private_networks: str = Field(
+        "",
+        description=(
+            "Networks that webhooks may reach although they are not public, with commas, such as "
+            "`10.1.0.0/16`."
         ),
     )
     webhook_slots: Positive = Field(
@@ -251,6 +262,20 @@ class Settings(BaseSettings):
         for pattern in _split(value):
             if not _HOST_PATTERN.fullmatch(pattern):
                 raise ValueError(f"{pattern!r} is no host, *.domain, host:port or host:*")
+            if pattern.startswith("["):
+                IPv6Address(pattern[1:].partition("]")[0])
+        return value
+
+    @field_validator("webhook_private_networks")
+    @classmethod
+    def _check_webhook_private_networks(cls, value: str) -> str:
+        for word in _split(value):
+            try:
+                network = ip_network(word)
+            except ValueError as error:
+                raise ValueError(f"{word!r} is no network such as 10.1.0.0/16: {error}") from None
+            if network.prefixlen == 0:
+                raise ValueError(f"{word} is every address there is; name the networks themselves")
         return value
 
     @model_validator(mode="after")
@@ -266,6 +291,11 @@ class Settings(BaseSettings):
     def webhook_host_list(self) -> list[str]:
         """The patterns of hosts that webhooks may go to."""
         return _split(self.webhook_hosts)
+
+    @property
+    def webhook_private_network_list(self) -> list[str]:
+        """The networks that webhooks may reach although they are not public."""
+        return _split(self.webhook_private_networks)
 
     @property
     def system_url(self) -> str:

@@ -57,6 +57,7 @@ from app.storage.s3 import ObjectStore
 from app.tenants.keys import check_pepper
 from app.tenants.known_keys import KnownKeys
 from app.tenants.quotas import Quotas
+from app.webhooks.guard import Guard
 
 _RESOURCES = (
     jobs.resource,
@@ -123,6 +124,7 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
         audit_key=cache(lambda: AuditKey.derive(settings.key_pepper.get_secret_value())),
         repeats=Repeats(),
         keys=KnownKeys(settings.key_pepper.get_secret_value()),
+        guard=Guard.from_settings(settings),
     )
     app.extensions["darkroom"] = here
     if serving:

@@ -18,6 +18,7 @@ from app.settings import Settings
 from app.storage.s3 import ObjectStore
 from app.tenants.known_keys import KnownKeys
 from app.tenants.scopes import Principal
+from app.webhooks.guard import Guard
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class Parts:
     audit_key: Callable[[], AuditKey]
     #: Keeps a loop from filling it.
     repeats: Repeats
+    #: What webhooks may reach.
+    guard: Guard
 
 
 def parts() -> Parts:

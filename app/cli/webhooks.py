@@ -32,7 +32,7 @@ def add(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Register an address; the operator must allow its host (DARKROOM_WEBHOOK_HOSTS)."""
+    """Register an address: https to a public host, or what else the operator allows."""
     with connect(context) as darkroom:
         webhook = darkroom.webhooks.create(url, event)
     answer(webhook.raw, f"{webhook.id}  {webhook.url}", as_json=as_json)

@@ -18,6 +18,7 @@ from app.errors import UnavailableError
 from app.log import get_logger
 from app.settings import Settings
 from app.webhooks.deliver import Claimed, claim_delivery, deliver
+from app.webhooks.guard import Guard
 
 log = get_logger(__name__)
 
@@ -64,7 +65,7 @@ class _Senders:
     """The threads that POST, and whose deliveries they are busy with."""
 
     def __init__(self, settings: Settings, db: Database, threads: ThreadPoolExecutor) -> None:
-        self._allowed = settings.webhook_host_list
+        self._guard = Guard.from_settings(settings)
         self._failing_days = settings.webhook_failing_days
         self._db = db
         self._threads = threads
@@ -97,7 +98,7 @@ class _Senders:
 
     def _deliver(self, claimed: Claimed) -> None:
         try:
-            outcome = deliver(self._db, claimed, self._allowed, failing_days=self._failing_days)
+            outcome = deliver(self._db, claimed, self._guard, failing_days=self._failing_days)
             log.info(
                 "webhook_sent",
                 webhook=claimed.webhook_id,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -21,7 +21,7 @@ from app.db.session import Database
 from app.db.transition import transition
 from app.errors import InvalidInputError
 from app.points import reach
-from app.webhooks.hosts import check_url
+from app.webhooks.guard import Guard
 from app.webhooks.register import (
     GONE,
     disable_failing_webhook,
@@ -150,26 +150,26 @@ def claim_delivery(
 
 
 def deliver(
-    db: Database, claimed: Claimed, allowed: Sequence[str], *, failing_days: float | None = None
+    db: Database, claimed: Claimed, guard: Guard, *, failing_days: float | None = None
 ) -> Outcome:
     """Send a claimed delivery and record what became of it.
 
     Raises:
         UnavailableError: sent, but not recorded; it will be sent again when the lease ends.
     """
-    outcome = _send(claimed, allowed)
+    outcome = _send(claimed, guard)
     reach("webhook_posted")
     with db.system() as session:
         record_outcome(session, claimed, outcome, failing_days=failing_days)
     return outcome
 
 
-def _send(claimed: Claimed, allowed: Sequence[str]) -> Outcome:
+def _send(claimed: Claimed, guard: Guard) -> Outcome:
     if not claimed.is_enabled:
         return Outcome(error="the webhook is disabled")
     try:
-        # Again, because the operator may have taken the host back.
-        check_url(claimed.url, allowed)
+        # Again each time: the name may lead elsewhere by now, or the operator took it back.
+        target = guard.check(claimed.url)
     except InvalidInputError as error:
         return Outcome(error=error.detail)
     body = json.dumps(claimed.payload, separators=(",", ":")).encode()
@@ -179,7 +179,7 @@ def _send(claimed: Claimed, allowed: Sequence[str]) -> Outcome:
         "webhook-id": claimed.id,
         "webhook-timestamp": str(int(time.time())),
     }
-    return post(claimed.url, body, headers)
+    return post(target, body, headers)
 
 
 def record_outcome(

@@ -13,7 +13,7 @@ from app.db.transition import transition
 from app.errors import ConflictError, NotFoundError
 from app.ids import WEBHOOK, new_id
 from app.log import get_logger
-from app.webhooks.hosts import check_url
+from app.webhooks.guard import Target
 from app.webhooks.states import WEBHOOK_SOURCES, WebhookState
 from app.webhooks.tables import Webhook
 
@@ -27,15 +27,13 @@ _MOST_PER_TENANT = 20
 
 
 def create_webhook(
-    session: Session, tenant_id: str, *, url: str, events: Sequence[str], allowed: Sequence[str]
+    session: Session, tenant_id: str, *, target: Target, events: Sequence[str]
 ) -> Webhook:
-    """Register ``url`` for events of these types from now on.
+    """Register an address that the guard let pass for events of these types from now on.
 
     Raises:
-        InvalidInputError: no address, or not one that the operator allows.
         ConflictError: ``too_many_webhooks``.
     """
-    check_url(url, allowed)
     count = session.scalar(
         select(func.count()).select_from(Webhook).where(Webhook.tenant_id == tenant_id)
     )
@@ -47,7 +45,7 @@ def create_webhook(
     webhook = Webhook(
         id=new_id(WEBHOOK),
         tenant_id=tenant_id,
-        url=url,
+        url=target.url,
         events=list(dict.fromkeys(events)),
         state=WebhookState.ENABLED,
     )

@@ -1,22 +1,33 @@
-"""One POST to a receiver that nobody trusts: bounded in time, and its body is never read.
+"""One POST to a receiver that nobody trusts: bounded in time and size, and its body is never read.
 
-The standard library's client, because it follows no redirect and asks no proxy.
+The standard library's client, because it follows no redirect and asks no proxy; on a connection
+of our own, which goes to an address that the guard has checked and knows its limits.
 """
 
 from __future__ import annotations
 
+import functools
 import http.client
+import io
 import socket
 import ssl
-import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import SplitResult
+from typing import TYPE_CHECKING, Any
 
-from app.webhooks.hosts import port_of, split_url
+from app.webhooks.guard import Target
+from app.webhooks.hosts import DEFAULT_PORT
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 CONNECT_SECONDS = 5.0
 TOTAL_SECONDS = 15.0
+#: Of an answer: its status, its headers, and what came along of its body.
+MOST_BYTES = 32 * 1024
+#: Of a name with more, the others are not tried.
+_MOST_ADDRESSES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,80 +49,133 @@ class Outcome:
 
 
 def post(
-    url: str,
+    target: Target,
     body: bytes,
     headers: Mapping[str, str],
     *,
     connect_seconds: float = CONNECT_SECONDS,
     total_seconds: float = TOTAL_SECONDS,
+    tls: ssl.SSLContext | None = None,
 ) -> Outcome:
     """POST ``body`` and tell the status; raises nothing that the receiver can bring about.
 
     The time bounds the whole exchange: a receiver that sends a byte every second is cut off too.
+    ``tls`` says whom to trust, which is whom the system trusts where it is left out.
     """
-    parts = split_url(url)
-    connection = _connection(parts, connect_seconds)
-    cut = _Cut(connection)
-    timer = threading.Timer(total_seconds, cut)
-    timer.start()
+    deadline = time.monotonic() + total_seconds
+    parts = target.parts
+    # For the words of HTTP alone: it opens nothing, and name and port become the header Host.
+    connection = http.client.HTTPConnection(parts.host, parts.port)
+    connection.auto_open = 0
+    connection.default_port = DEFAULT_PORT[parts.scheme]
+    sock: socket.socket | None = None
     try:
-        connection.connect()
-        if cut.is_made:
-            raise TimeoutError
-        connection.sock.settimeout(total_seconds)
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("POST", target, body, dict(headers))
+        sock = _connect(target, deadline, connect_seconds)
+        if parts.scheme == "https":
+            sock.settimeout(_left(deadline))
+            # The name that the certificate must be for, whatever the address.
+            sock = (tls or _trust()).wrap_socket(sock, server_hostname=parts.host)
+        connection.sock = _Wire(sock, deadline)
+        connection.request("POST", parts.target, body, dict(headers))
         status = connection.getresponse().status
-        if cut.is_made:
-            raise TimeoutError
     except (OSError, http.client.HTTPException) as fault:
-        return Outcome(error=_words(TimeoutError() if cut.is_made else fault))
+        return Outcome(error=_words(fault))
     finally:
-        timer.cancel()
-        connection.close()
+        if sock is not None:
+            sock.close()
     if 200 <= status < 300:
         return Outcome(status)
     more = "; redirects are not followed" if 300 <= status < 400 else ""
     return Outcome(status, f"the receiver answered {status}{more}")
 
 
-class _Cut:
-    """Ends a connection from another thread, in whatever call it is."""
+def _connect(target: Target, deadline: float, connect_seconds: float) -> socket.socket:
+    """A connection to the first checked address that takes one."""
+    fault: OSError = TimeoutError()
+    for address in target.addresses[:_MOST_ADDRESSES]:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(min(connect_seconds, _left(deadline)))
+            sock.connect((address, target.parts.port))
+        except OSError as error:
+            sock.close()
+            fault = error
+        else:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
+    raise fault
 
-    def __init__(self, connection: http.client.HTTPConnection) -> None:
-        self._connection = connection
-        self.is_made = False
 
-    def __call__(self) -> None:
-        self.is_made = True
-        sock = self._connection.sock
-        if sock is not None:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                # Closed already, or not connected yet: the flag is seen after connect.
-                return
+@functools.cache
+def _trust() -> ssl.SSLContext:
+    """Whom the system trusts; read once, as that costs more than a whole POST."""
+    return ssl.create_default_context()
 
 
-def _connection(parts: SplitResult, connect_seconds: float) -> http.client.HTTPConnection:
-    host, port = parts.hostname or "", port_of(parts)
-    if parts.scheme == "https":
-        return http.client.HTTPSConnection(
-            host, port, timeout=connect_seconds, context=ssl.create_default_context()
-        )
-    return http.client.HTTPConnection(host, port, timeout=connect_seconds)
+def _left(deadline: float) -> float:
+    """Seconds until then. Raises TimeoutError where there are none."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+class _TooMuchError(OSError):
+    """The receiver says more than anybody needs to hear."""
+
+
+class _Wire:
+    """A connected socket with a deadline and a bound on what is read, as http.client wants it."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._deadline = deadline
+
+    def sendall(self, data: ReadableBuffer) -> None:
+        view = memoryview(data)
+        while view:
+            self._sock.settimeout(_left(self._deadline))
+            view = view[self._sock.send(view) :]
+
+    def makefile(self, *_: Any) -> io.BufferedReader:
+        return io.BufferedReader(_Answer(self._sock, self._deadline))
+
+    def close(self) -> None:
+        # Whoever opened the socket closes it.
+        return
+
+
+class _Answer(io.RawIOBase):
+    """The receiver's bytes, as long as there is time and they are few."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._deadline = deadline
+        self._bytes_left = MOST_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        if not self._bytes_left:
+            raise _TooMuchError
+        self._sock.settimeout(_left(self._deadline))
+        count = self._sock.recv_into(memoryview(buffer)[: self._bytes_left])
+        self._bytes_left -= count
+        return count
 
 
 def _words(fault: BaseException) -> str:
     """Why there was no answer; never a word of the receiver's own, which the log would show."""
     if isinstance(fault, TimeoutError):
         return "the receiver did not answer in time"
-    if isinstance(fault, socket.gaierror):
-        return "the receiver's name was not found"
     if isinstance(fault, ConnectionRefusedError):
         return "the receiver refused the connection"
     if isinstance(fault, ssl.SSLError):
         return "no TLS connection that can be trusted came about"
+    if isinstance(fault, _TooMuchError):
+        return "the receiver's headers were too long"
     if isinstance(fault, http.client.HTTPException) and not isinstance(fault, OSError):
         return "the receiver did not answer in HTTP"
     return "the connection to the receiver was lost"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -17,9 +18,11 @@ from app.db.session import Database
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
 from app.tenants.scopes import Scope
+from app.webhooks.guard import Guard
 from app.webhooks.register import create_webhook
 from tests.api_client import Api, make_app, make_key
 from tests.factories import make_tenant
+from tests.webhooks import unchecked
 
 HOOK = "http://127.0.0.1:9/hook"
 
@@ -85,13 +88,32 @@ def test_command_line_does_the_same(run: Callable[..., Result]) -> None:
     assert run("list").stdout == ""
 
 
-def test_webhooks_are_off_until_the_operator_names_hosts(
+def test_operator_may_switch_webhooks_off(
     settings: Settings, objects: ObjectStore, database: Database, tenant_id: str
 ) -> None:
-    api = Api(make_app(settings, objects), make_key(database, settings, tenant_id))
-    refused = api("POST", "/v1/webhooks", json={"url": "https://example.com/hook"})
-    assert (refused.status_code, refused.json["code"]) == (422, "webhook_host_not_allowed")
-    assert "webhooks are off" in refused.json["detail"]
+    off = settings.model_copy(update={"webhooks": False, "webhook_hosts": "127.0.0.1:*"})
+    api = Api(make_app(off, objects), make_key(database, settings, tenant_id))
+    refused = api("POST", "/v1/webhooks", json={"url": HOOK})
+    assert (refused.status_code, refused.json["code"]) == (422, "webhooks_off")
+    assert "DARKROOM_WEBHOOKS" in refused.json["detail"]
+
+
+def test_accepted_request_is_not_refused_when_repeated_after_its_name_was_lost(
+    app: Any, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = "http://hooks.example:9/"
+    guard = Guard(hosts=("*:*", "hooks.example:*"), look_up=lambda _: ("93.184.216.34",))
+    lost = replace(guard, look_up=lambda _: ())
+    asked = {"json": {"url": named}, "headers": {"Idempotency-Key": "one"}}
+    here = app.extensions["darkroom"]
+    app.extensions["darkroom"] = replace(here, guard=guard)
+    made = api("POST", "/v1/webhooks", **asked)
+    app.extensions["darkroom"] = replace(here, guard=lost)
+    again = api("POST", "/v1/webhooks", **asked)
+    assert (made.status_code, again.status_code) == (201, 201)
+    assert again.json["id"] == made.json["id"]
+    refused = api("POST", "/v1/webhooks", json={"url": named})
+    assert (refused.status_code, refused.json["code"]) == (422, "webhook_address_not_allowed")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +140,7 @@ def test_webhook_of_another_tenant_is_not_found_by_any_verb(api: Api, database: 
     stranger = make_tenant(database)
     with database.tenant(stranger) as session:
         webhook = create_webhook(
-            session, stranger, url=HOOK, events=["job.failed"], allowed=["127.0.0.1:*"]
+            session, stranger, target=unchecked(HOOK), events=["job.failed"]
         ).id
     here = f"/v1/webhooks/{webhook}"
     delivery = "dlv_01k8zj5w3v9q4t6y8b0d2f4h6k"

@@ -57,7 +57,9 @@ class Local:
             "S3_SECRET_KEY": self.s3.secret_access_key,
             "DARKROOM_KEY_PEPPER": self.postgres.secrets.key_pepper,
             "DARKROOM_SEALING_KEYS": self.postgres.secrets.sealing_keys,
+            "DARKROOM_WEBHOOKS": "on",
             "DARKROOM_WEBHOOK_HOSTS": "",
+            "DARKROOM_WEBHOOK_PRIVATE_NETWORKS": "",
         }
         text = VARIABLE.sub(lambda found: variables[found[1]], text)
         text = re.sub(r"@postgres:5432/darkroom\b", f"@postgres:5432/{DATABASE}", text)

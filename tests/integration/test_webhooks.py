@@ -15,6 +15,7 @@ from app.settings import Settings
 from app.stack.processes import free_port
 from app.webhooks.deliver import MOST_TRIES, back_off_seconds, deliver
 from app.webhooks.deliveries import replay_delivery, send_test
+from app.webhooks.guard import Guard
 from app.webhooks.register import enable_webhook, get_webhook
 from app.webhooks.states import DeliveryState, WebhookState
 from app.webhooks.tables import WebhookDelivery
@@ -207,7 +208,7 @@ def test_host_that_is_allowed_no_more_is_not_asked(quiet: Database, receiver: Re
     fan_out_all(quiet)
     claimed = claim_next(quiet)
     assert claimed is not None
-    deliver(quiet, claimed, ["example.com"])
+    deliver(quiet, claimed, Guard(hosts=("example.com",)))
     assert receiver.received == []
     waiting = only_delivery(quiet, webhook)
     assert waiting.state == DeliveryState.PENDING

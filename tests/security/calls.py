@@ -20,7 +20,8 @@ BODIES: dict[str, Any] = {
     "move_alias": {"version": 1},
     "create_key": {"name": "made", "scopes": ["jobs:read"]},
     "rotate_key": {},
-    "create_webhook": {"url": "https://example.com/"},
+    # An address, so that no name is looked up.
+    "create_webhook": {"url": "https://1.1.1.1/"},
 }
 
 #: One body of each kind of job, and the scope that it needs.

@@ -38,7 +38,7 @@ FOREIGN = [
 
 @pytest.fixture(scope="module")
 def app(settings, objects):
-    return make_app(settings.model_copy(update={"webhook_hosts": "*.example.com"}), objects)
+    return make_app(settings, objects)
 
 
 @pytest.fixture(scope="module")

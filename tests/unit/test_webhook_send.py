@@ -2,49 +2,28 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from app.errors import InvalidInputError
 from app.settings import Settings
-from app.webhooks.hosts import check_url
+from app.webhooks.guard import Target
+from app.webhooks.hosts import is_named, split_url
 from app.webhooks.send import Outcome, post
-from tests.receiver import Receiver
+from tests.receiver import Receiver, raw_server
+from tests.webhooks import unchecked
 
 
-@contextmanager
-def raw_server(*pieces: bytes, pause_seconds: float = 0) -> Iterator[str]:
-    """A server that takes one connection and sends the pieces, whatever it is asked."""
-    over = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                for piece in pieces:
-                    try:
-                        connection.sendall(piece)
-                    except OSError:
-                        return
-                    if over.wait(pause_seconds):
-                        return
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        over.set()
-        thread.join(10)
+def here(url: str) -> Target:
+    """The url, let pass to this machine."""
+    return unchecked(url, "127.0.0.1")
 
 
 def test_status_is_told_and_headers_are_sent() -> None:
     with Receiver() as receiver:
         receiver.status = 204
-        outcome = post(receiver.url + "?a=1", b'{"n": 1}', {"webhook-id": "dlv_1"})
+        outcome = post(here(receiver.url + "?a=1"), b'{"n": 1}', {"webhook-id": "dlv_1"})
     assert outcome == Outcome(204, None)
     assert outcome.is_success
     (received,) = receiver.received
@@ -54,7 +33,7 @@ def test_status_is_told_and_headers_are_sent() -> None:
 def test_receiver_that_drips_its_answer_is_cut_off_at_the_total_time() -> None:
     began = time.monotonic()
     with raw_server(b"HTTP/1.1 200 OK\r\n", *[b"x: y\r\n"] * 100, pause_seconds=0.1) as url:
-        outcome = post(url, b"{}", {}, connect_seconds=5, total_seconds=0.5)
+        outcome = post(here(url), b"{}", {}, connect_seconds=5, total_seconds=0.5)
     assert outcome == Outcome(error="the receiver did not answer in time")
     assert time.monotonic() - began < 5
 
@@ -62,12 +41,12 @@ def test_receiver_that_drips_its_answer_is_cut_off_at_the_total_time() -> None:
 def test_endless_body_is_not_read() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n"
     with raw_server(head, *[b"x" * 65536] * 100) as url:
-        assert post(url, b"{}", {}) == Outcome(200, None)
+        assert post(here(url), b"{}", {}) == Outcome(200, None)
 
 
 def test_answer_that_is_no_http_is_not_repeated_in_the_log() -> None:
     with raw_server(b"secret banner of an inner service\r\n\r\n") as url:
-        outcome = post(url, b"{}", {})
+        outcome = post(here(url), b"{}", {})
     assert outcome.status is None
     assert outcome.error in (
         "the receiver did not answer in HTTP",
@@ -77,7 +56,7 @@ def test_answer_that_is_no_http_is_not_repeated_in_the_log() -> None:
 
 def test_receiver_without_a_certificate_is_not_trusted() -> None:
     with Receiver() as receiver:
-        outcome = post(f"https://127.0.0.1:{receiver.port}/", b"{}", {})
+        outcome = post(here(f"https://127.0.0.1:{receiver.port}/"), b"{}", {})
     assert outcome == Outcome(error="no TLS connection that can be trusted came about")
     assert receiver.received == []
 
@@ -97,7 +76,7 @@ def test_receiver_without_a_certificate_is_not_trusted() -> None:
     ],
 )
 def test_host_that_is_named_is_allowed(url: str, patterns: list[str]) -> None:
-    check_url(url, patterns)
+    assert is_named(split_url(url), patterns)
 
 
 @pytest.mark.parametrize(
@@ -113,10 +92,7 @@ def test_host_that_is_named_is_allowed(url: str, patterns: list[str]) -> None:
     ],
 )
 def test_host_that_is_not_named_is_refused(url: str, patterns: list[str]) -> None:
-    with pytest.raises(InvalidInputError) as refused:
-        check_url(url, patterns)
-    assert refused.value.code == "webhook_host_not_allowed"
-    assert "DARKROOM_WEBHOOK_HOSTS" in refused.value.detail
+    assert not is_named(split_url(url), patterns)
 
 
 @pytest.mark.parametrize(
@@ -134,15 +110,38 @@ def test_host_that_is_not_named_is_refused(url: str, patterns: list[str]) -> Non
         "https://example.com/\r\nX: y",
         "https://ex\u00e4mple.com/",
         "http://[::1/",
+        "http://[::1]evil.com/",
+        "http://[fe80::1%25eth0]/",
+        "https://example.com\\.evil.org/",
+        "https://exam%70le.com/",
+        "https://example.com./",
+        "https://example..com/",
+        "https://-example.com/",
+        "https://example.com:/",
+        "https://example.com:0/",
+        "https://example.com:65536/",
+        "https://127.1/",
+        "https://0x7f.1/",
+        "https://0x7f000001/",
+        "https://2130706433/",
+        "https://0177.0.0.1/",
+        "https://127.0.0.1./",
+        "https://127.0.0.01/",
+        "https://1.2.3.4.5/",
+        "https://example.0x/",
+        f"https://{'a' * 64}.com/",
+        f"https://{'a.' * 127}com/",
     ],
 )
 def test_what_is_no_plain_address_is_refused(url: str) -> None:
     with pytest.raises(InvalidInputError) as refused:
-        check_url(url, ["*:*"])
+        split_url(url)
     assert refused.value.code == "webhook_url_invalid"
 
 
-@pytest.mark.parametrize("value", ["exa mple", "https://example.com", "a:b", "*.*", "host:"])
+@pytest.mark.parametrize(
+    "value", ["exa mple", "https://example.com", "a:b", "*.*", "host:", "[1:2]"]
+)
 def test_setting_that_names_no_host_is_refused_at_start(value: str) -> None:
     with pytest.raises(ValueError, match="webhook_hosts"):
         Settings(DATABASE_URL="postgresql://x", webhook_hosts=value)

@@ -51,7 +51,7 @@ class CreateWebhook(Request):
     """An address that wants to be told of events."""
 
     url: Annotated[str, free_text(2000)] = Field(
-        description="https or http; its host must be one that the operator allows."
+        description="https to a public host on port 443 or 8443, or what else the operator allows."
     )
     events: Annotated[list[EventTypeWord], Field(min_length=1, max_length=50)] = Field(
         list(_ENDS), description="Types of events; how a job ended, where left out."
