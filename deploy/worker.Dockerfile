@@ -26,10 +26,12 @@ RUN /opt/build/bin/hatchling build -t wheel \
 
 FROM base
 COPY --from=build /opt/darkroom /opt/darkroom
-# The cache of weights: a volume mounted here takes over the owner.
+# The cache of weights: a volume mounted here takes over the owner. Files in the making lie there
+# too: /tmp is in memory, where a checkpoint of gigabytes has no room.
 RUN useradd --system --uid 10001 --no-create-home darkroom \
     && install -d -o 10001 /var/cache/darkroom
-ENV PATH=/opt/darkroom/bin:$PATH PYTHONUNBUFFERED=1 DARKROOM_CACHE_DIR=/var/cache/darkroom
+ENV PATH=/opt/darkroom/bin:$PATH PYTHONUNBUFFERED=1 DARKROOM_CACHE_DIR=/var/cache/darkroom \
+    TMPDIR=/var/cache/darkroom
 USER 10001
 WORKDIR /tmp
 CMD ["python", "-m", "worker.main", "--role", "inference"]

@@ -22,6 +22,7 @@ from app.errors import SettingsError, UnavailableError
 from app.gauges import serve_gauges
 from app.jobs.states import ChunkTask
 from app.log import configure_logging, get_logger
+from app.queues.bells import use_bell_transport
 from app.queues.celery import make_celery
 from app.queues.names import SLOTS_OF_QUEUE, Queue, celery_task_name
 from app.settings import Settings, load_settings
@@ -52,6 +53,7 @@ _DOORS: Mapping[Queue, Mapping[ChunkTask, str]] = {
 
 def make_worker(settings: Settings, queue: Queue) -> tuple[Celery, WorkerProcess]:
     """The Celery application of one queue with its doors, and the process behind them."""
+    use_bell_transport()
     app = make_celery(settings)
     process = WorkerProcess(settings, queue)
     for task, path in _DOORS[queue].items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from celery import Celery
 from kombu.entity import Queue as KombuQueue
@@ -69,9 +70,16 @@ def make_celery(settings: Settings) -> Celery:
 
 
 def kombu_url(redis_url: str) -> str:
-    """The broker URL in kombu's spelling: redis-py's ``unix://`` is its ``redis+socket://``."""
+    """The broker URL in kombu's spelling: redis-py's ``unix://`` is its ``redis+socket://``.
+
+    Over TLS kombu checks no certificate unless it is told to; redis-py does, and so do we.
+    """
     if redis_url.startswith("unix://"):
         return "redis+socket://" + redis_url.removeprefix("unix://")
+    if redis_url.startswith("rediss://"):
+        parts = urlsplit(redis_url)
+        checks = {"ssl_cert_reqs": "required", "ssl_check_hostname": "true"}
+        return urlunsplit(parts._replace(query=urlencode(checks | dict(parse_qsl(parts.query)))))
     return redis_url
 
 

@@ -53,6 +53,7 @@ class Local:
             "POSTGRES_PASSWORD": self.postgres.secrets.admin_password,
             "API_DATABASE_PASSWORD": self.postgres.secrets.api_password,
             "SYSTEM_DATABASE_PASSWORD": self.postgres.secrets.system_password,
+            "VALKEY_PASSWORD": "of-the-container",
             "S3_ACCESS_KEY": self.s3.access_key_id,
             "S3_SECRET_KEY": self.s3.secret_access_key,
             "DARKROOM_KEY_PEPPER": self.postgres.secrets.key_pepper,
@@ -65,7 +66,7 @@ class Local:
         text = re.sub(r"@postgres:5432/darkroom\b", f"@postgres:5432/{DATABASE}", text)
         for host, here in {
             "@postgres:5432": f"@127.0.0.1:{self.postgres.port}",
-            "redis://valkey:6379/0": self.valkey.url,
+            "redis://:of-the-container@valkey:6379/0": self.valkey.url,
             "http://s3:8333": self.s3.endpoint_url,
             "0.0.0.0:8080": f"127.0.0.1:{self.api_port}",
             "127.0.0.1:8080": f"127.0.0.1:{self.api_port}",
@@ -85,10 +86,22 @@ class Local:
             "DARKROOM_REQUIRE_DURABLE": "false",
             # Containers have a /tmp each.
             "DARKROOM_ALIVE_FILE": str(self.folder / f"{name}.alive"),
+            "TMPDIR": str(self.folder),
         }
 
     def words(self, command: list[str]) -> list[str]:
         return [self.fill_in(word) for word in command]
+
+
+def on_read_only_root(folder: Path) -> list[str]:
+    """Words before a command that leave it nothing to write to but ``folder``, as our containers.
+
+    None where this account may not mount.
+    """
+    script = 'mount --bind "$0" "$0" && mount -o remount,bind,ro / && exec "$@"'
+    words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(folder)]
+    tried = subprocess.run([*words, "true"], capture_output=True, check=False)
+    return words if tried.returncode == 0 else []
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +138,7 @@ def running(local: Local, migrated: str) -> Iterator[dict[str, subprocess.Popen[
         for name in ALWAYS:
             log = cleanup.enter_context((local.folder / f"{name}.log").open("wb"))
             processes[name] = process = subprocess.Popen(
-                local.words(OURS[name]["command"]),
+                [*on_read_only_root(local.folder), *local.words(OURS[name]["command"])],
                 env=local.environment(name),
                 cwd=local.folder,
                 stdout=log,
@@ -237,6 +250,15 @@ def test_workers_can_be_scaled() -> None:
     for name, service in OURS.items():
         assert "container_name" not in service, name
         assert "ports" not in service or name == "api", name
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_container_can_write_to_its_tmp_and_its_volumes_only(name: str) -> None:
+    service = OURS[name]
+    assert service["read_only"] is True
+    assert service["tmpfs"] == ["/tmp"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
 
 
 def test_workers_with_torch_have_shared_memory_for_pixels() -> None:
