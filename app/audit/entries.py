@@ -49,3 +49,10 @@ def sign_link(
 def sign_head(key: AuditKey, tenant_id: str, seq: int, link: bytes) -> bytes:
     """The MAC of a chain's newest link."""
     return key.sign("head", tenant_id, seq, link.hex())
+
+
+#: What the two that check and chain need of a row; ``details`` as the text that was signed.
+COLUMNS = (
+    "tenant_id, id, at, actor, action, outcome, target, request_id, client_address, "
+    "details::text AS details, mac_key, mac, seq, chained_at, hash_key, hash"
+)

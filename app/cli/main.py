@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli import datasets, keys, models, sealing, tenants, uploads, webhooks
+from app.cli import audit, datasets, keys, models, sealing, tenants, uploads, webhooks
 from app.cli.backup import backup, restore
 from app.cli.connect import GuardedGroup, JsonFlag, Service, connect
 from app.cli.control import cancel, pause, resume, retry
@@ -111,6 +111,7 @@ app.add_typer(keys.app, name="keys", rich_help_panel=_SERVICE)
 app.add_typer(webhooks.app, name="webhooks", rich_help_panel=_SERVICE)
 app.add_typer(tenants.app, name="tenants", rich_help_panel=_SERVICE)
 app.add_typer(sealing.app, name="sealing", rich_help_panel=_SERVICE)
+app.add_typer(audit.app, name="audit", rich_help_panel=_SERVICE)
 app.command(rich_help_panel=_SERVICE)(settings)
 app.command(rich_help_panel=_SERVICE)(doctor)
 app.command(rich_help_panel=_SERVICE)(migrate)

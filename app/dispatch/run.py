@@ -1,6 +1,7 @@
 """The dispatcher, run as ``python -m app.dispatch.run``.
 
-One loop relays bells and sweeps, another delivers events to webhooks, a third cleans up.
+One loop relays bells and sweeps, another delivers events to webhooks, a third cleans up, a
+fourth chains the audit log.
 
 Any number may run. It keeps nothing in memory that matters: killed at any point, the next
 loop of this or another dispatcher goes on.
@@ -17,9 +18,11 @@ from types import FrameType
 from celery import Celery
 
 from app.alive import show_alive
+from app.audit.keys import AuditKeys
 from app.clock import monotonic_seconds
 from app.db.schema import require_schema
 from app.db.session import Database
+from app.dispatch.audit import chaining
 from app.dispatch.cleanup import Cleanup
 from app.dispatch.gauges import DispatcherGauges
 from app.dispatch.leases import LeaseEnds
@@ -54,7 +57,7 @@ def run_loop(
     cleanup = Cleanup(db, store, settings, stopping, gauges.add_round)
     cleanup.start()
     try:
-        with notifying(settings, db, stopping):
+        with chaining(settings, db, stopping), notifying(settings, db, stopping):
             _relay_and_sweep(settings, db, celery, stopping, gauges)
     finally:
         # Bounded: a store that hangs must not keep the process, and nothing is lost.
@@ -124,6 +127,7 @@ def _check(settings: Settings, db: Database, celery: Celery, stopping: threading
         try:
             require_schema(db)
             check_start(settings, db, celery)
+            AuditKeys.from_settings(settings)
         except UnavailableError as error:
             log.warning("part_unavailable", code=error.code, detail=error.detail)
             stopping.wait(_PAUSE_SECONDS)
