@@ -95,6 +95,12 @@ def _confine(limits: DecodeLimits) -> dict[str, str]:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     arm_default_signals([signal.SIGALRM, signal.SIGPROF])
+    _ready_pillow()
+    return raise_walls(limits.memory_bytes)
+
+
+def _ready_pillow() -> None:
+    """Have Pillow do now what it would do once it needs it, and leave limits to us."""
     # Where none of these knows a file, Pillow would import all that it has, a third of a second.
     Image._initialized = 2
     # Our own check of the header is stricter and comes first.
@@ -102,7 +108,6 @@ def _confine(limits: DecodeLimits) -> dict[str, str]:
     # There is a child for each core already, and every thread's heap counts as address space.
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     warnings.simplefilter("ignore")
-    return raise_walls(limits.memory_bytes)
 
 
 def _silence() -> None:

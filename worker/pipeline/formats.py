@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
+
 #: Pillow's names of the formats that are decoded.
 ALLOWED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = (
     ("JPEG", b"\xff\xd8\xff"),
-    ("PNG", b"\x89PNG\r\n\x1a\n"),
+    ("PNG", _PNG),
     ("GIF", b"GIF87a"),
     ("GIF", b"GIF89a"),
     ("BMP", b"BM"),
@@ -78,6 +81,25 @@ def is_cut_short(data: bytes | bytearray, name: str) -> bool:
     if marker:
         return marker not in data[-within:]
     return _stated_end(data, name) > len(data)
+
+
+def has_damaged_data(data: bytes | bytearray) -> bool:
+    """Whether a chunk of a PNG's pixels differs from its checksum.
+
+    Pillow checks those of all other chunks that matter.
+    """
+    view, at = memoryview(data), len(_PNG)
+    while at + 12 <= len(view):
+        length, kind = int.from_bytes(view[at : at + 4], "big"), view[at + 4 : at + 8]
+        end = at + 8 + length
+        if kind == b"IEND" or end + 4 > len(view):
+            break
+        if kind == b"IDAT" and zlib.crc32(view[at + 4 : end]) != int.from_bytes(
+            view[end : end + 4], "big"
+        ):
+            return True
+        at = end + 4
+    return False
 
 
 def webp_size(data: bytes | bytearray) -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ from app.models.spec import PreprocessSpec
 from worker.pipeline.extent import COUNTED, count_frames, count_scans
 from worker.pipeline.formats import (
     ALLOWED,
+    has_damaged_data,
     is_cut_short,
     name_unsupported,
     sniff_format,
@@ -27,6 +28,8 @@ from worker.pipeline.limits import DecodeLimits
 
 #: What Pillow says where compressed metadata go over limits of its own.
 _UNPACKS_TO_TOO_MUCH = ("Decompressed data too large", "Too much memory used in text chunks")
+#: What Pillow says where a codec got no memory (libImaging/Imaging.h: IMAGING_CODEC_MEMORY).
+_CODEC_OUT_OF_MEMORY = "decoder error -9"
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -81,9 +84,7 @@ def load_rgb(data: bytes | bytearray, limits: DecodeLimits) -> Image.Image:
             "the image has far more pixels than are allowed", code="too_large"
         ) from None
     except MemoryError:
-        raise ItemError(
-            "the image needs more memory than a decode process may use", code="too_large"
-        ) from None
+        raise _needs_memory() from None
     except Exception as error:
         # Pillow's plugins raise almost anything on hostile bytes (OSError, SyntaxError,
         # struct.error, KeyError, …). This is the edge of one image, so all of it ends here.
@@ -104,6 +105,8 @@ def _load(
         if name not in COUNTED:
             _require_frames(getattr(image, "n_frames", 1), limits)
         image.load()
+        if name == "PNG" and has_damaged_data(data):
+            raise ItemError("a checksum of the PNG file's pixels is wrong")
         # Turned after the conversion, which needs less memory: each pixel counts for itself.
         return _to_rgb(image), _turn_of(image)
 
@@ -111,12 +114,18 @@ def _load(
 def _as_item_error(error: Exception, data: bytes | bytearray, name: str) -> ItemError:
     """What is wrong with an image file that Pillow failed on."""
     text = str(error)
+    if text == _CODEC_OUT_OF_MEMORY:
+        return _needs_memory()
     if any(words in text for words in _UNPACKS_TO_TOO_MUCH):
         return ItemError(f"the metadata of the {name} file unpack to too much", code="too_large")
     if "truncated" in text.lower() or is_cut_short(data, name):
         return ItemError(f"the {name} file ends too early", code="truncated")
     reason = "its header is damaged" if isinstance(error, UnidentifiedImageError) else error
     return ItemError(f"the {name} file cannot be decoded: {reason}")
+
+
+def _needs_memory() -> ItemError:
+    return ItemError("the image needs more memory than a decode process may use", code="too_large")
 
 
 def shape_pixels(image: Image.Image, spec: PreprocessSpec, max_pixels: int) -> Image.Image:
