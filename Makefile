@@ -66,6 +66,14 @@ bench: $(READY) ## Measure; ONLY= names one of tests/bench: scale, load
 fuzz: $(READY) ## Play EXAMPLES=2000 games [SEED=n] of jobs and chunks against their model
 	@$(BIN)/python -m tests.model.play $(or $(EXAMPLES),2000) $(SEED)
 
+.PHONY: audit
+audit: $(READY) ## Ask PyPI for known vulnerabilities of every locked package
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.lock -r deploy/bootstrap.lock
+
+.PHONY: sbom
+sbom: $(READY) ## Write what each lock file installs to dist, as CycloneDX
+	@$(BIN)/python deploy/sbom.py deploy/api.lock deploy/worker.lock requirements.lock
+
 .PHONY: lock
 lock: $(READY) ## Resolve all dependencies again and write the lock files
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \

@@ -24,15 +24,20 @@ def doctor(
     torch: Annotated[
         bool, typer.Option("--torch/--no-torch", help="Import torch, which takes seconds.")
     ] = True,
+    security: Annotated[
+        bool, typer.Option("--security", help="Look for weak settings instead.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Check settings, parts, workers and disk; exit code 1 where something is broken.
 
     With DATABASE_URL set, the parts are looked at from here as a process of the service would
-    see them; in any case the service is asked as a client would.
+    see them; in any case the service is asked as a client would. `--security` looks for what a
+    stranger might use: at these settings, or at the data folder of a `darkroom up` that runs.
     """
     found: list[Check] = []
-    for check in _checks(context.obj, with_torch=torch):
+    checks = _security_checks() if security else _checks(context.obj, with_torch=torch)
+    for check in checks:
         found.append(check)
         if not as_json:
             _print(check)
@@ -61,6 +66,19 @@ def _checks(service: Service, *, with_torch: bool) -> Iterator[Check]:
     if with_torch:
         yield check_torch()
     yield check_disk(folder)
+
+
+def _security_checks() -> Iterator[Check]:
+    from app.cli.security import check_security
+    from app.cli.tenants import data_folder, find_database
+    from app.settings import load_settings
+    from app.stack.secrets import load_secrets
+
+    found = find_database()
+    folder = data_folder() if found else None
+    if folder is not None:
+        found.setdefault("key_pepper", load_secrets(folder).key_pepper)
+    yield from check_security(load_settings(**found), folder)
 
 
 def _is_inside() -> bool:

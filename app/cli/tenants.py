@@ -126,7 +126,7 @@ def find_database() -> dict[str, str]:
     environ = read_environment()
     if environ.get("DATABASE_URL") or environ.get("SYSTEM_DATABASE_URL"):
         return {}
-    data = Path(os.environ.get("DARKROOM_DATA") or "darkroom-data")
+    data = data_folder()
     try:
         port = int((data / "postgres.port").read_text())
     except (OSError, ValueError):
@@ -141,6 +141,11 @@ def find_database() -> dict[str, str]:
         "key_pepper": environ.get("DARKROOM_KEY_PEPPER") or postgres.secrets.key_pepper,
         "sealing_keys": environ.get("DARKROOM_SEALING_KEYS") or postgres.secrets.sealing_keys,
     }
+
+
+def data_folder() -> Path:
+    """The data folder of `darkroom up`, as this environment or the present folder name it."""
+    return Path(os.environ.get("DARKROOM_DATA") or "darkroom-data")
 
 
 def _describe(tenant: Tenant, defaults: Quotas) -> dict[str, Any]:

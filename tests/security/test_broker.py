@@ -22,9 +22,9 @@ from app.queues.names import Queue
 from app.queues.publish import Bell, ring
 from app.settings import Settings
 from app.stack.valkey import LocalValkey
-from tests.certificates import Authority
 from tests.factories import make_tenant
 from tests.jobs import look_at_chunk, make_job
+from tests.security.tls import Authority
 from tests.service import Service, WorkerHandle, running_service
 from tests.tls_door import TlsDoor
 from tests.unit.archives import image_bytes, make_zip
@@ -53,12 +53,12 @@ def door(valkey: LocalValkey, tmp_path_factory: pytest.TempPathFactory) -> Itera
     authority = Authority(folder)
     with (
         redis.Redis.from_url(valkey.client_url) as owner,
-        TlsDoor(valkey.socket_path, authority.serve_as("127.0.0.1")) as way,
+        TlsDoor(valkey.socket_path, authority.serve("127.0.0.1")) as way,
     ):
         owner.execute_command("ACL", "SETUSER", USER, "reset", "on", f">{PASSWORD}", *RIGHTS)
         owner.execute_command("ACL", "LOG", "RESET")
         try:
-            yield Door(way.port, authority.file, owner)
+            yield Door(way.port, authority.file(), owner)
         finally:
             owner.execute_command("ACL", "DELUSER", USER)
 

@@ -32,6 +32,12 @@ class Authority:
         pem = self._certificate.public_bytes(Encoding.PEM).decode()
         return ssl.create_default_context(cadata=pem)
 
+    def file(self) -> Path:
+        """What a client is told in a file."""
+        path = self._folder / "authority.pem"
+        path.write_bytes(self._certificate.public_bytes(Encoding.PEM))
+        return path
+
     def serve(self, name: str) -> ssl.SSLContext:
         """What a server is told that has a certificate for ``name``, a host or an address."""
         key = ec.generate_private_key(ec.SECP256R1())
