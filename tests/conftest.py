@@ -7,7 +7,7 @@ under ``CI=true`` that is a failure.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,9 +23,28 @@ from app.stack.s3 import LocalS3
 from app.stack.valkey import LocalValkey
 from app.storage.s3 import ObjectStore
 from app.tenants.keys import create_tenant
+from tests.canaries import CANARIES, watch
 from tests.local_parts import build_database, parts_settings, scratch_folder
 
 P = TypeVar("P", bound=Part)
+
+watch()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test in whose output, or in a refusal to it, a secret stands."""
+    report = yield
+    if report.when == "teardown":
+        for name, text in report.sections:
+            CANARIES.look(text, name)
+        if CANARIES.leaks:
+            report.outcome = "failed"
+            report.longrepr = "\n".join(sorted(set(CANARIES.leaks)))
+            CANARIES.leaks.clear()
+    return report
 
 
 def _serve(part: P) -> Iterator[P]:
@@ -67,8 +86,22 @@ def s3(stack_dir: Path) -> Iterator[LocalS3]:
 
 
 @pytest.fixture(scope="session")
+def canaries(
+    postgres: LocalPostgres, stack_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """At the end no secret of the session stands in a log or a table."""
+    yield
+    logs = (folder.rglob("*.log") for folder in (stack_dir, tmp_path_factory.getbasetemp()))
+    CANARIES.look_through_files(path for found in logs for path in found if path.is_file())
+    CANARIES.look_through_databases(postgres)
+    leaks = "\n".join(sorted(set(CANARIES.leaks)))
+    CANARIES.leaks.clear()
+    assert not leaks, leaks
+
+
+@pytest.fixture(scope="session")
 def settings(
-    postgres: LocalPostgres, valkey: LocalValkey, s3: LocalS3, stack_dir: Path
+    postgres: LocalPostgres, valkey: LocalValkey, s3: LocalS3, stack_dir: Path, canaries: None
 ) -> Settings:
     """Settings that point at the session's parts, whose database the migrations have built."""
     return parts_settings(
