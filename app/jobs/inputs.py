@@ -78,11 +78,11 @@ def read_input(
     elif "dataset" in source:
         yield from _read_dataset(db, lease, own_bucket, position)
     elif "prefix" in source:
-        yield from _read_prefix(store, source, position, on_look)
+        yield from _read_prefix(store, source, own_bucket, position, on_look)
     elif "manifest" in source:
         yield from _read_manifest(store, source, own_bucket, position)
     else:
-        yield from _read_inline(store, source, position)
+        yield from _read_inline(store, source, own_bucket, position)
 
 
 def _read_upload(
@@ -183,10 +183,15 @@ def _read_dataset(
 def _read_prefix(
     store: ObjectStore,
     source: dict[str, Any],
+    own_bucket: str,
     position: dict[str, Any],
     on_look: Callable[[], None],
 ) -> Iterator[Entry]:
     location = parse_location(source["prefix"])
+    # Refused when the job was submitted, too; but here it would list every tenant's objects.
+    if location.bucket == own_bucket:
+        yield Fault(None, _belongs_to_us(own_bucket))
+        return
     include, exclude = source["include"], source["exclude"]
     try:
         objects = store.list(location.bucket, location.key, start_after=position.get("key"))
@@ -216,6 +221,9 @@ def _read_manifest(
     store: ObjectStore, source: dict[str, Any], own_bucket: str, position: dict[str, Any]
 ) -> Iterator[Entry]:
     location = parse_location(source["manifest"], require_key=True)
+    if location.bucket == own_bucket:
+        yield Fault(None, _belongs_to_us(own_bucket))
+        return
     buckets = _Buckets(store, own_bucket)
     start_after = position.get("line", 0)
     try:
@@ -235,9 +243,9 @@ def _read_manifest(
 
 
 def _read_inline(
-    store: ObjectStore, source: dict[str, Any], position: dict[str, Any]
+    store: ObjectStore, source: dict[str, Any], own_bucket: str, position: dict[str, Any]
 ) -> Iterator[Entry]:
-    buckets = _Buckets(store, None)
+    buckets = _Buckets(store, own_bucket)
     for index, body in enumerate(source["items"]):
         if index < position.get("index", 0):
             continue
@@ -261,10 +269,14 @@ def _whole_object(bucket: str, key: str) -> JobItem:
     return JobItem(custom_id=where, source=where, bucket=bucket, key=key)
 
 
+def _belongs_to_us(bucket: str) -> str:
+    return f"the bucket {bucket} belongs to the service"
+
+
 class _Buckets:
     """Asks the store once per bucket whether it is there."""
 
-    def __init__(self, store: ObjectStore, own_bucket: str | None) -> None:
+    def __init__(self, store: ObjectStore, own_bucket: str) -> None:
         self._store = store
         self._own_bucket = own_bucket
         self._faults: dict[str, str | None] = {}
@@ -272,7 +284,7 @@ class _Buckets:
     def fault(self, bucket: str) -> str | None:
         if bucket not in self._faults:
             if bucket == self._own_bucket:
-                self._faults[bucket] = f"the bucket {bucket} belongs to the service"
+                self._faults[bucket] = _belongs_to_us(bucket)
             elif self._store.bucket_exists(bucket):
                 self._faults[bucket] = None
             else:

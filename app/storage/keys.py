@@ -111,6 +111,9 @@ def parse_location(text: str, *, require_key: bool = False) -> Location:
         raise _invalid(text, f"its key has {size} bytes, at most {_MAX_KEY_BYTES} are possible")
     if _CONTROL.search(key):
         raise _invalid(text, "its key has control characters")
+    # A store that keeps objects as files may walk up by them, out of the bucket and into others.
+    if "." in key and not {".", ".."}.isdisjoint(key.split("/")):
+        raise _invalid(text, "its key has '.' or '..' between slashes")
     return Location(bucket, key)
 
 
