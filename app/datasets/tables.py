@@ -17,7 +17,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 import app.tenants.tables  # noqa: F401  (foreign keys point to it)
-from app.db.base import Base, Id, Json, JsonList, Moment, one_of
+from app.db.base import Base, Id, Json, JsonList, Moment, of_same_tenant, one_of
 
 
 class Split(enum.StrEnum):
@@ -38,7 +38,10 @@ class Dataset(Base):
     name: Mapped[str] = mapped_column(Text)
     created_at: Mapped[Moment] = mapped_column(server_default=func.now())
 
-    __table_args__ = (UniqueConstraint("tenant_id", "name"),)
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "name"),
+        Index("ix_datasets_tenant_id_id", "tenant_id", "id", unique=True),
+    )
 
 
 class DatasetVersion(Base):
@@ -48,7 +51,7 @@ class DatasetVersion(Base):
 
     id: Mapped[Id] = mapped_column(primary_key=True)
     tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
-    dataset_id: Mapped[Id] = mapped_column(ForeignKey("datasets.id"))
+    dataset_id: Mapped[Id]
     number: Mapped[int] = mapped_column(Integer)
     #: SHA-256 over (image sha256, label, split) of all samples in order.
     content_sha256: Mapped[str] = mapped_column(Text)
@@ -61,7 +64,11 @@ class DatasetVersion(Base):
     source: Mapped[Json]
     created_at: Mapped[Moment] = mapped_column(server_default=func.now())
 
-    __table_args__ = (UniqueConstraint("dataset_id", "number"),)
+    __table_args__ = (
+        of_same_tenant("dataset_id", "datasets"),
+        UniqueConstraint("dataset_id", "number"),
+        Index("ix_dataset_versions_tenant_id_id", "tenant_id", "id", unique=True),
+    )
 
 
 class Sample(Base):
@@ -69,9 +76,7 @@ class Sample(Base):
 
     __tablename__ = "samples"
 
-    dataset_version_id: Mapped[Id] = mapped_column(
-        ForeignKey("dataset_versions.id", ondelete="CASCADE"), primary_key=True
-    )
+    dataset_version_id: Mapped[Id] = mapped_column(primary_key=True)
     ordinal: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     tenant_id: Mapped[Id]
     name: Mapped[str] = mapped_column(Text)
@@ -83,6 +88,7 @@ class Sample(Base):
     split: Mapped[str] = mapped_column(Text)
 
     __table_args__ = (
+        of_same_tenant("dataset_version_id", "dataset_versions", ondelete="CASCADE"),
         CheckConstraint(one_of("split", Split), name="split"),
         Index("ix_samples_split", "dataset_version_id", "split", "ordinal"),
     )

@@ -46,6 +46,26 @@ def ensure_roles(admin_url: str, database: str, *, api_password: str, system_pas
                 sql.Identifier(database), sql.Identifier(SYSTEM_ROLE)
             )
         )
+    with psycopg.connect(admin_url, dbname=database, autocommit=True, connect_timeout=5) as inside:
+        _close_large_objects(inside)
+
+
+def _close_large_objects(connection: psycopg.Connection[tuple[object, ...]]) -> None:
+    """Take large objects away from everybody: they know no tenant, and fill the disk unseen.
+
+    The superuser of a managed PostgreSQL does not own these functions; there they stay open.
+    """
+    rows = connection.execute(
+        "SELECT oid::regprocedure::text FROM pg_proc "
+        "WHERE pronamespace = 'pg_catalog'::regnamespace "
+        "AND proname IN ('lo_creat', 'lo_create', 'lo_from_bytea') "
+        "AND has_function_privilege('public', oid, 'EXECUTE')"
+    ).fetchall()
+    for (function,) in rows:
+        try:
+            connection.execute(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC".encode())
+        except psycopg.errors.InsufficientPrivilege:
+            return
 
 
 def _ensure_role(

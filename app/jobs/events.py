@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Text, func, select
+from sqlalchemy import BigInteger, CheckConstraint, Index, Text, func, select
 from sqlalchemy import text as sql
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, mapped_column
 
-from app.db.base import Base, Id, Json, Moment, one_of
+from app.db.base import Base, Id, Json, Moment, of_same_tenant, one_of
 from app.errors import NotFoundError
 from app.jobs.progress import counts
 from app.jobs.states import TERMINAL_JOB_STATES, EventState, JobState
@@ -56,7 +56,7 @@ class Event(Base):
 
     __tablename__ = "events"
 
-    job_id: Mapped[Id] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    job_id: Mapped[Id] = mapped_column(primary_key=True)
     #: 1, 2, 3, … of this job.
     number: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     tenant_id: Mapped[Id]
@@ -69,6 +69,7 @@ class Event(Base):
     created_at: Mapped[Moment] = mapped_column(server_default=func.clock_timestamp())
 
     __table_args__ = (
+        of_same_tenant("job_id", "jobs", ondelete="CASCADE"),
         CheckConstraint(one_of("state", EventState), name="state"),
         Index("ix_events_pending", "created_at", postgresql_where=sql("state = 'pending'")),
         Index("ix_events_created_at", "created_at"),

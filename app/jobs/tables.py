@@ -22,7 +22,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 import app.datasets.tables
 import app.models.tables
 import app.tenants.tables  # noqa: F401
-from app.db.base import Base, Id, IdText, Json, JsonList, Moment, one_of
+from app.db.base import Base, Id, IdText, Json, JsonList, Moment, of_same_tenant, one_of
 from app.jobs.states import (
     TERMINAL_JOB_STATES,
     ChunkState,
@@ -54,8 +54,8 @@ class Job(Base):
     options: Mapped[Json]
     #: The client's own key-value pairs.
     metadata_: Mapped[Json] = mapped_column("metadata")
-    model_version_id: Mapped[Id | None] = mapped_column(ForeignKey("model_versions.id"))
-    dataset_version_id: Mapped[Id | None] = mapped_column(ForeignKey("dataset_versions.id"))
+    model_version_id: Mapped[Id | None]
+    dataset_version_id: Mapped[Id | None]
 
     #: Items in all; final once ``sealed_at`` is set.
     total: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -88,7 +88,7 @@ class Job(Base):
     #: Why a job that is being stopped, or was, was told to; see :class:`StopReason`.
     stop_reason: Mapped[str | None] = mapped_column(Text)
     #: The job whose failed or unfinished items this one tries again.
-    retry_of: Mapped[Id | None] = mapped_column(ForeignKey("jobs.id"))
+    retry_of: Mapped[Id | None]
 
     created_at: Mapped[Moment] = mapped_column(server_default=func.now())
     #: Planning is complete: ``total`` is final and the job may close.
@@ -106,6 +106,9 @@ class Job(Base):
     updated_at: Mapped[Moment] = mapped_column(server_default=func.now())
 
     __table_args__ = (
+        of_same_tenant("model_version_id", "model_versions"),
+        of_same_tenant("dataset_version_id", "dataset_versions"),
+        of_same_tenant("retry_of", "jobs"),
         CheckConstraint(one_of("kind", JobKind), name="kind"),
         CheckConstraint(one_of("state", JobState), name="state"),
         CheckConstraint(
@@ -116,7 +119,8 @@ class Job(Base):
         ),
         CheckConstraint(f"(ended_at IS NOT NULL) = (state IN ({_ENDED}))", name="ended"),
         CheckConstraint(one_of("stop_reason", StopReason), name="stop_reason"),
-        Index("ix_jobs_tenant_id_id", "tenant_id", "id"),
+        # Unique, for foreign keys that name the tenant too.
+        Index("ix_jobs_tenant_id_id", "tenant_id", "id", unique=True),
         Index(
             "ix_jobs_open",
             "state",
@@ -159,7 +163,7 @@ class Chunk(Base):
 
     id: Mapped[Id] = mapped_column(primary_key=True)
     tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
-    job_id: Mapped[Id] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    job_id: Mapped[Id]
     task: Mapped[str] = mapped_column(Text)
     queue: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(Text)
@@ -192,6 +196,7 @@ class Chunk(Base):
     done_at: Mapped[Moment | None]
 
     __table_args__ = (
+        of_same_tenant("job_id", "jobs", ondelete="CASCADE"),
         CheckConstraint(one_of("task", ChunkTask), name="task"),
         CheckConstraint(one_of("state", ChunkState), name="state"),
         CheckConstraint("lo <= hi", name="range"),
@@ -277,7 +282,7 @@ class Artifact(Base):
 
     id: Mapped[Id] = mapped_column(primary_key=True)
     tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
-    job_id: Mapped[Id] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    job_id: Mapped[Id]
     #: File name as offered for download.
     name: Mapped[str] = mapped_column(Text)
     media_type: Mapped[str] = mapped_column(Text)
@@ -287,6 +292,7 @@ class Artifact(Base):
     created_at: Mapped[Moment] = mapped_column(server_default=func.now())
 
     __table_args__ = (
+        of_same_tenant("job_id", "jobs", ondelete="CASCADE"),
         Index("ix_artifacts_job_id_id", "job_id", "id"),
         Index("ix_artifacts_tenant_id", "tenant_id"),
     )

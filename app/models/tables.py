@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 import app.tenants.tables  # noqa: F401  (foreign keys point to it)
-from app.db.base import Base, Id, Json, JsonList, Moment, one_of
+from app.db.base import Base, Id, Json, JsonList, Moment, of_same_tenant, one_of
 from app.models.states import VersionState
 
 
@@ -32,7 +32,10 @@ class Model(Base):
     name: Mapped[str] = mapped_column(Text)
     created_at: Mapped[Moment] = mapped_column(server_default=func.now())
 
-    __table_args__ = (UniqueConstraint("tenant_id", "name"),)
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "name"),
+        Index("ix_models_tenant_id_id", "tenant_id", "id", unique=True),
+    )
 
 
 class ModelVersion(Base):
@@ -45,7 +48,7 @@ class ModelVersion(Base):
 
     id: Mapped[Id] = mapped_column(primary_key=True)
     tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
-    model_id: Mapped[Id] = mapped_column(ForeignKey("models.id"))
+    model_id: Mapped[Id]
     number: Mapped[int] = mapped_column(Integer)
     state: Mapped[str] = mapped_column(Text)
     arch: Mapped[str] = mapped_column(Text)
@@ -67,11 +70,13 @@ class ModelVersion(Base):
     scores: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     #: Where it came from: job, dataset version, recipe, or the file and its digest.
     lineage: Mapped[Json]
-    job_id: Mapped[Id | None] = mapped_column(ForeignKey("jobs.id", use_alter=True))
+    job_id: Mapped[Id | None]
     created_at: Mapped[Moment] = mapped_column(server_default=func.now())
     ready_at: Mapped[Moment | None]
 
     __table_args__ = (
+        of_same_tenant("model_id", "models"),
+        of_same_tenant("job_id", "jobs", use_alter=True),
         UniqueConstraint("model_id", "number"),
         CheckConstraint(one_of("state", VersionState), name="state"),
         CheckConstraint(
@@ -80,7 +85,7 @@ class ModelVersion(Base):
             name="complete",
         ),
         CheckConstraint("sealed_sha256 IS NULL OR sealed_key IS NOT NULL", name="sealed"),
-        Index("ix_model_versions_tenant_id_id", "tenant_id", "id"),
+        Index("ix_model_versions_tenant_id_id", "tenant_id", "id", unique=True),
     )
 
 
@@ -89,8 +94,13 @@ class Alias(Base):
 
     __tablename__ = "aliases"
 
-    model_id: Mapped[Id] = mapped_column(ForeignKey("models.id"), primary_key=True)
+    model_id: Mapped[Id] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(Text, primary_key=True)
     tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
-    version_id: Mapped[Id] = mapped_column(ForeignKey("model_versions.id"))
+    version_id: Mapped[Id]
     updated_at: Mapped[Moment] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        of_same_tenant("model_id", "models"),
+        of_same_tenant("version_id", "model_versions"),
+    )

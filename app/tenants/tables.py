@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, ForeignKey, ForeignKeyConstraint, Index, Text, func, text
+from sqlalchemy import BigInteger, ForeignKey, Index, Text, func, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.base import Base, Id, Moment
+from app.db.base import Base, Id, Moment, of_same_tenant
 
 
 class Tenant(Base):
@@ -43,7 +43,7 @@ class ApiKey(Base):
     line_id: Mapped[Id | None]
 
     __table_args__ = (
-        ForeignKeyConstraint(["tenant_id", "line_id"], ["api_keys.tenant_id", "api_keys.id"]),
+        of_same_tenant("line_id", "api_keys"),
         # Unique for foreign keys that name the tenant too.
         Index("ix_api_keys_tenant_id_id", "tenant_id", "id", unique=True),
         Index("ix_api_keys_line_id", "line_id", postgresql_where=text("line_id IS NOT NULL")),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Double, ForeignKey, Integer, Text, func
+from sqlalchemy import Double, Integer, Text, func
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.base import Base, Id, Moment
+from app.db.base import Base, Id, Moment, of_same_tenant
 
 
 class Metric(Base):
@@ -13,9 +13,11 @@ class Metric(Base):
 
     __tablename__ = "metrics"
 
-    job_id: Mapped[Id] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    job_id: Mapped[Id] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(Text, primary_key=True)
     step: Mapped[int] = mapped_column(Integer, primary_key=True)
     tenant_id: Mapped[Id]
     value: Mapped[float] = mapped_column(Double)
     recorded_at: Mapped[Moment] = mapped_column(server_default=func.now())
+
+    __table_args__ = (of_same_tenant("job_id", "jobs", ondelete="CASCADE"),)

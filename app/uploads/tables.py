@@ -8,7 +8,7 @@ from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Integer, 
 from sqlalchemy.orm import Mapped, mapped_column
 
 import app.tenants.tables  # noqa: F401  (foreign keys point to it)
-from app.db.base import Base, Id, JsonList, Moment, one_of
+from app.db.base import Base, Id, JsonList, Moment, of_same_tenant, one_of
 
 
 class UploadKind(enum.StrEnum):
@@ -59,7 +59,7 @@ class Upload(Base):
     #: The object store's id of an open multipart upload.
     multipart_id: Mapped[str | None] = mapped_column(Text)
     #: The ingest job of an archive.
-    job_id: Mapped[Id | None] = mapped_column(ForeignKey("jobs.id"))
+    job_id: Mapped[Id | None]
     #: Images packed so far, and members that failed.
     image_count: Mapped[int] = mapped_column(BigInteger, default=0)
     failed_count: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -72,9 +72,10 @@ class Upload(Base):
     tidied_at: Mapped[Moment | None]
 
     __table_args__ = (
+        of_same_tenant("job_id", "jobs"),
         CheckConstraint(one_of("kind", UploadKind), name="kind"),
         CheckConstraint(one_of("state", UploadState), name="state"),
-        Index("ix_uploads_tenant_id_id", "tenant_id", "id"),
+        Index("ix_uploads_tenant_id_id", "tenant_id", "id", unique=True),
         Index(
             "ix_uploads_untidied",
             "created_at",
@@ -88,9 +89,7 @@ class Shard(Base):
 
     __tablename__ = "shards"
 
-    upload_id: Mapped[Id] = mapped_column(
-        ForeignKey("uploads.id", ondelete="CASCADE"), primary_key=True
-    )
+    upload_id: Mapped[Id] = mapped_column(primary_key=True)
     number: Mapped[int] = mapped_column(Integer, primary_key=True)
     tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
     object_key: Mapped[str] = mapped_column(Text)
@@ -100,3 +99,5 @@ class Shard(Base):
     entries: Mapped[JsonList]
     entry_count: Mapped[int] = mapped_column(Integer)
     created_at: Mapped[Moment] = mapped_column(server_default=func.now())
+
+    __table_args__ = (of_same_tenant("upload_id", "uploads", ondelete="CASCADE"),)

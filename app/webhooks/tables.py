@@ -15,7 +15,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.base import Base, Id, Json, JsonList, Moment, one_of
+from app.db.base import Base, Id, Json, JsonList, Moment, of_same_tenant, one_of
 from app.webhooks.states import DeliveryState, WebhookState
 
 
@@ -40,7 +40,7 @@ class Webhook(Base):
 
     __table_args__ = (
         CheckConstraint(one_of("state", WebhookState), name="state"),
-        Index("ix_webhooks_tenant_id_id", "tenant_id", "id"),
+        Index("ix_webhooks_tenant_id_id", "tenant_id", "id", unique=True),
     )
 
 
@@ -51,7 +51,7 @@ class WebhookDelivery(Base):
 
     id: Mapped[Id] = mapped_column(primary_key=True)
     tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
-    webhook_id: Mapped[Id] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    webhook_id: Mapped[Id]
     #: The event, which is cleaned up sooner; null in a test of the webhook.
     job_id: Mapped[Id | None]
     event_number: Mapped[int | None] = mapped_column(BigInteger)
@@ -75,6 +75,7 @@ class WebhookDelivery(Base):
     failed_at: Mapped[Moment | None]
 
     __table_args__ = (
+        of_same_tenant("webhook_id", "webhooks", ondelete="CASCADE"),
         CheckConstraint(one_of("state", DeliveryState), name="state"),
         # However often an event is fanned out: one delivery.
         UniqueConstraint("webhook_id", "job_id", "event_number"),
