@@ -114,6 +114,27 @@ class Settings(BaseSettings):
         12_000, description="Jobs that a tenant may submit within 60 seconds."
     )
 
+    # Rates, counted in Redis
+    max_requests_per_minute: Positive = Field(
+        120_000, description="Requests that a tenant may make within a minute."
+    )
+    max_failed_authentications_per_minute: Positive = Field(
+        60,
+        description=(
+            "Requests without a valid key that an address may make within a minute; further keys "
+            "from there are not looked at."
+        ),
+    )
+    trusted_proxies: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description=(
+            "Proxies before the API that each add to `X-Forwarded-For`; with 0 that header is "
+            "ignored."
+        ),
+    )
+
     # Delivery
     lease_seconds: Seconds = Field(30, description="Life of a lease without a heartbeat.")
     heartbeat_seconds: Seconds = Field(10, description="Time between heartbeats of a lease.")

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from app.clock import monotonic_seconds
 from app.log import get_logger
-from app.queues.celery import redis_py_url
+from app.queues.address import redis_py_url
 from worker.exits import ExitCode, all_stacks, leave
 
 if TYPE_CHECKING:

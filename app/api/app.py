@@ -11,6 +11,7 @@ import structlog
 from flask import Response, g, request
 from flask_openapi.models.info import Info
 from flask_openapi.openapi import OpenAPI
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from app.api import (
     artifacts,
@@ -36,6 +37,7 @@ from app.api.document import build_document
 from app.api.idempotency import REPLAYED
 from app.api.parts import Parts
 from app.api.problems import raise_invalid, register_problems
+from app.api.rates import Rates
 from app.api.release import release
 from app.api.requests import JSON_MAX_BYTES, StrictRequest
 from app.api.resource import Operation
@@ -123,10 +125,15 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
         admission=Admission(Quotas.from_settings(settings)),
         audit_key=cache(lambda: AuditKey.derive(settings.key_pepper.get_secret_value())),
         repeats=Repeats(),
+        rates=Rates.from_settings(settings),
         keys=KnownKeys(settings.key_pepper.get_secret_value()),
         guard=Guard.from_settings(settings),
     )
     app.extensions["darkroom"] = here
+    if settings.trusted_proxies:
+        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
+            app.wsgi_app, x_for=settings.trusted_proxies, x_proto=0
+        )
     if serving:
         _check_schema(here.db)
         _end_waits_at_stop(here.slots)

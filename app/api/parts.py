@@ -9,6 +9,7 @@ from typing import cast
 
 from flask import current_app, g
 
+from app.api.rates import Rates
 from app.api.wait import WaitSlots
 from app.audit.keys import AuditKey
 from app.audit.repeats import Repeats
@@ -33,6 +34,8 @@ class Parts:
     upload_slots: BoundedSemaphore
     #: Keeps tenants within their quotas.
     admission: Admission
+    #: How often tenants ask, and strangers try.
+    rates: Rates
     #: Who asks.
     keys: KnownKeys
     #: Signs the entries of the audit log.

@@ -97,7 +97,7 @@ class Resource(APIBlueprint):
             body = hints.get("body")
             expected = set(_ALWAYS) | set(problems)
             if guarded:
-                expected |= {401, 403}
+                expected |= {401, 403, 429}
             if "path" in hints:
                 expected.add(404)
             if body is not None or media_types:

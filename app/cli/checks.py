@@ -118,7 +118,7 @@ def check_redis(settings: Settings) -> Check:
     """Redis answers and never throws bells away."""
     import redis
 
-    from app.queues.celery import redis_py_url
+    from app.queues.address import redis_py_url
 
     url = redis_py_url(settings.redis_url.get_secret_value())
     try:

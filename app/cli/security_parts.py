@@ -109,7 +109,7 @@ def check_redis(settings: Settings) -> Iterator[Check]:
     """How Redis is reached, and whether it lets in whoever asks."""
     import redis
 
-    from app.queues.celery import redis_py_url
+    from app.queues.address import redis_py_url
 
     url = redis_py_url(settings.redis_url.get_secret_value())
     parts = urlsplit(url)

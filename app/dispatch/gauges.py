@@ -16,7 +16,7 @@ from app.dispatch.cleanup import Cleaned
 from app.dispatch.sweep import Swept
 from app.errors import UnavailableError
 from app.gauges import make_registry
-from app.queues.celery import redis_py_url
+from app.queues.address import redis_py_url
 from app.queues.names import Queue
 from app.settings import Settings
 

@@ -83,13 +83,6 @@ def kombu_url(redis_url: str) -> str:
     return redis_url
 
 
-def redis_py_url(redis_url: str) -> str:
-    """The same address in redis-py's spelling."""
-    if redis_url.startswith("redis+socket://"):
-        return "unix://" + redis_url.removeprefix("redis+socket://")
-    return redis_url
-
-
 def bell(chunk_id: str, tenant_id: str) -> dict[str, Any]:
     """The whole content of a message: ids to look up, never data to trust."""
     return {"chunk_id": chunk_id, "tenant_id": tenant_id}

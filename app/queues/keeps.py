@@ -5,7 +5,7 @@ from __future__ import annotations
 from celery import Celery
 from redis import Redis
 
-from app.queues.celery import redis_py_url
+from app.queues.address import redis_py_url
 
 _JSON = ["json"]
 

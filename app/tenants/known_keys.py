@@ -6,6 +6,7 @@ import hashlib
 
 from app.clock import monotonic_seconds
 from app.db.session import Database
+from app.errors import UnauthorizedError
 from app.tenants.keys import look_up_key
 from app.tenants.scopes import Principal
 
@@ -36,13 +37,17 @@ class KnownKeys:
         Raises:
             UnauthorizedError: see :func:`look_up_key`.
         """
-        name = hashlib.sha256(key_text.encode()).digest()
+        name = _name(key_text)
         now = monotonic_seconds()
         until, principal = self._known.get(name, (0.0, None))
         if principal is not None and now < until:
             return principal
         revocations = self._revocations
-        principal, seconds_left = look_up_key(db, key_text, self._pepper)
+        try:
+            principal, seconds_left = look_up_key(db, key_text, self._pepper)
+        except UnauthorizedError:
+            self._known.pop(name, None)
+            raise
         if len(self._known) >= _MOST:
             self._known.clear()
         self._known[name] = (now + min(SERVES_SECONDS, seconds_left), principal)
@@ -50,9 +55,17 @@ class KnownKeys:
             self._known.pop(name, None)
         return principal
 
+    def knows(self, key_text: str) -> bool:
+        """Whether this process found the key good before, and not refused since."""
+        return _name(key_text) in self._known
+
     def forget(self, key_id: str) -> None:
         """Look this key up again when it comes next: it was revoked here."""
         self._revocations += 1
         for name, (_, principal) in list(self._known.items()):
             if principal.key_id == key_id:
                 self._known.pop(name, None)
+
+
+def _name(key_text: str) -> bytes:
+    return hashlib.sha256(key_text.encode()).digest()

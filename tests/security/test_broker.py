@@ -17,7 +17,8 @@ import redis
 from app.db.session import Database
 from app.errors import UnavailableError
 from app.jobs.states import ChunkState, JobState
-from app.queues.celery import make_celery, redis_py_url
+from app.queues.address import redis_py_url
+from app.queues.celery import make_celery
 from app.queues.names import Queue
 from app.queues.publish import Bell, ring
 from app.settings import Settings
