@@ -25,7 +25,6 @@ TENANT = "ten"
 KEY = "key"
 WEBHOOK = "whk"
 DELIVERY = "dlv"
-GRANT = "grt"
 REQUEST = "req"
 AUDIT_ENTRY = "aud"
 

@@ -97,12 +97,6 @@ class Settings(BaseSettings):
     upload_slots: Positive = Field(
         6, description="Uploads that may stream through one API process at once."
     )
-    upload_min_bytes_per_second: Positive = Field(
-        1024, description="An upload that comes more slowly for over a minute is cut off."
-    )
-    download_slots: Positive = Field(
-        6, description="Downloads that may stream through one API process at once."
-    )
     upload_part_bytes: Positive = Field(
         8 * MIB, ge=5 * MIB, description="Part size of multipart uploads to S3, in bytes."
     )
@@ -223,6 +217,9 @@ class Settings(BaseSettings):
     archive_max_entries: Positive = Field(2_000_000, description="Most members of an archive.")
     archive_max_ratio: Positive = Field(
         200, description="Largest expansion of an archive, uncompressed to compressed."
+    )
+    archive_max_directory_bytes: Positive = Field(
+        256 * MIB, description="Longest directory of a zip, in bytes; it is held in memory."
     )
     shard_bytes: Positive = Field(64 * MIB, description="Largest shard, in bytes.")
     shard_items: Positive = Field(8192, description="Most items in a shard.")

@@ -23,6 +23,9 @@ from app.storage.s3 import ObjectStore
 from app.uploads.pack import ShardEntry
 from app.uploads.tables import Shard
 
+#: Different buckets that one manifest or list may name; each is asked for.
+_MAX_BUCKETS = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -274,7 +277,7 @@ def _belongs_to_us(bucket: str) -> str:
 
 
 class _Buckets:
-    """Asks the store once per bucket whether it is there."""
+    """Asks the store once per bucket whether it is there, and of a hundred at most."""
 
     def __init__(self, store: ObjectStore, own_bucket: str) -> None:
         self._store = store
@@ -285,6 +288,8 @@ class _Buckets:
         if bucket not in self._faults:
             if bucket == self._own_bucket:
                 self._faults[bucket] = _belongs_to_us(bucket)
+            elif len(self._faults) > _MAX_BUCKETS:
+                return f"one input names at most {_MAX_BUCKETS} buckets, and {bucket} is one more"
             elif self._store.bucket_exists(bucket):
                 self._faults[bucket] = None
             else:

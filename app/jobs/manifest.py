@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import re
@@ -15,6 +14,7 @@ from app.jobs.items import JobItem
 from app.storage.keys import Location, parse_location
 from app.storage.s3 import ObjectStore
 from app.storage.streams import ObjectStream
+from app.uploads.csv_rows import CsvRows
 
 #: Longest line, in characters.
 MAX_LINE_CHARS = 1024 * 1024
@@ -83,12 +83,15 @@ def _read_jsonl(text: io.TextIOWrapper, bucket: str) -> Iterator[ManifestLine]:
     while line := text.readline(MAX_LINE_CHARS + 1):
         number += 1
         if len(line) > MAX_LINE_CHARS:
-            while line and not line.endswith("\n"):
+            while line and not line.endswith(("\n", "\r")):
                 line = text.readline(MAX_LINE_CHARS)
             yield ManifestLine(number, None, f"longer than {MAX_LINE_CHARS} characters")
         elif line.strip():
             try:
                 body = _DECODER.decode(line)
+            except _RepeatedError as error:
+                yield ManifestLine(number, None, str(error))
+                continue
             except (ValueError, RecursionError):
                 yield ManifestLine(number, None, "not a JSON object")
                 continue
@@ -96,15 +99,10 @@ def _read_jsonl(text: io.TextIOWrapper, bucket: str) -> Iterator[ManifestLine]:
 
 
 def _read_csv(text: io.TextIOWrapper, bucket: str) -> Iterator[ManifestLine]:
-    reader = csv.reader(text, strict=True)
     header: list[str] | None = None
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield ManifestLine(reader.line_num, None, f"not readable as CSV: {error}")
+    for number, cells in CsvRows(text, longest=MAX_LINE_CHARS, strict=True):
+        if isinstance(cells, Exception):
+            yield ManifestLine(number, None, f"not readable as CSV: {cells}")
             continue
         if not cells:
             continue
@@ -113,13 +111,17 @@ def _read_csv(text: io.TextIOWrapper, bucket: str) -> Iterator[ManifestLine]:
             if "key" not in header:
                 yield ManifestLine(1, None, "the header of a CSV manifest needs a column key")
                 return
+            repeated = [name for name in _COLUMNS if header.count(name) > 1]
+            if repeated:
+                yield ManifestLine(1, None, f"the header names {repeated[0]} twice")
+                return
             continue
         if len(cells) != len(header):
             fault = f"{len(cells)} cells, but the header has {len(header)}"
-            yield ManifestLine(reader.line_num, None, fault)
+            yield ManifestLine(number, None, fault)
             continue
         named = {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
-        yield _csv_line(reader.line_num, named, bucket)
+        yield _csv_line(number, named, bucket)
 
 
 def _csv_line(number: int, cells: dict[str, str], bucket: str) -> ManifestLine:
@@ -127,7 +129,9 @@ def _csv_line(number: int, cells: dict[str, str], bucket: str) -> ManifestLine:
     for name in ("offset", "length"):
         if name in body:
             if not (body[name].isascii() and body[name].isdigit()):
-                return ManifestLine(number, None, f"{name} {body[name]!r} is not a whole number")
+                return ManifestLine(
+                    number, None, f"{name} {body[name][:50]!r} is not a whole number"
+                )
             body[name] = int(body[name][:20])
     if "metadata" in body:
         try:
@@ -149,7 +153,9 @@ def _item(body: Any, bucket: str) -> JobItem:
         raise InvalidInputError("not a JSON object")
     if not body.keys() <= _KNOWN:
         unknown = sorted(body.keys() - _KNOWN)
-        raise InvalidInputError(f"unknown field {unknown[0]!r}; known are {', '.join(_COLUMNS)}")
+        raise InvalidInputError(
+            f"unknown field {unknown[0][:50]!r}; known are {', '.join(_COLUMNS)}"
+        )
     key = _text(body, "key")
     if not key:
         raise InvalidInputError("key is missing")
@@ -161,6 +167,8 @@ def _item(body: Any, bucket: str) -> JobItem:
         raise InvalidInputError("offset and length go together")
     if length == 0:
         raise InvalidInputError("length must be above 0")
+    if offset is not None and length is not None and offset + length > _MAX_BYTES:
+        raise InvalidInputError("offset and length together are no place in an object")
     source = str(location) if offset is None else f"{location}#{offset}+{length}"
     return JobItem(
         custom_id=_text(body, "custom_id") or source,
@@ -217,12 +225,27 @@ def _size(body: dict[str, Any], name: str) -> int | None:
     return value
 
 
+class _RepeatedError(ValueError):
+    """An object names one field twice, and readers would not agree on which value holds."""
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    body = dict(pairs)
+    if len(body) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise _RepeatedError(f"the field {name[:50]!r} stands there twice")
+            seen.add(name)
+    return body
+
+
 #: Made once: ``json.loads`` would make one for every line.
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeats)
 
 
 class _RawStream(io.RawIOBase):

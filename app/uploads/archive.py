@@ -9,6 +9,7 @@ from app.uploads.members import ArchiveLimits
 from app.uploads.reader import Archive
 from app.uploads.tar_archive import TarArchive, is_tar
 from app.uploads.zip_archive import ZipArchive
+from app.uploads.zip_end import find_end, prepended
 
 #: What people send instead, by its first bytes.
 _OTHERS = {
@@ -27,7 +28,8 @@ def open_archive(file: BinaryIO, limits: ArchiveLimits) -> Archive:
     """The archive in a seekable file, its frame checked as far as that is cheap.
 
     Raises:
-        InvalidInputError: ``archive_unsupported``, or as :meth:`Archive.survey`.
+        InvalidInputError: ``archive_unsupported``, ``archive_prepended``, or as
+            :meth:`Archive.survey`.
         StorageError: the object store failed.
     """
     size = file.seek(0, 2)
@@ -46,6 +48,8 @@ def open_archive(file: BinaryIO, limits: ArchiveLimits) -> Archive:
             raise InvalidInputError(
                 f"the upload is {name}; send a zip, tar or tar.gz", code="archive_unsupported"
             )
+    if find_end(file, size) is not None:
+        raise prepended("other data")
     raise InvalidInputError(
         "the upload begins like no zip, tar or tar.gz", code="archive_unsupported"
     )

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
 import re
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 from app.errors import InvalidInputError
-from app.uploads.members import clean_name
+from app.uploads.csv_rows import CsvRows
+from app.uploads.names import clean_name
 from app.uploads.reader import Survey
 
 _MAX_FAULTS = 100
 _MAX_LABEL_LENGTH = 200
+_MAX_ROW_CHARS = 64 * 1024
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 #: What people call the three splits.
 _SPLITS = {
@@ -44,7 +44,8 @@ class Labels:
     of ``photos/*.jpg`` has no labels.
 
     ``faults`` lists up to 100 bad lines and ``fault_count`` counts them all; their images
-    have no label.
+    have no label. A line that names no member is one of them, and is not kept: the lines may be
+    many more than the members.
     """
 
     def __init__(self, survey: Survey) -> None:
@@ -57,8 +58,10 @@ class Labels:
         #: By the last part of the filename, with the folder the line gave; None: unclear.
         self._by_base: dict[str, tuple[Label, str] | None] = {}
         self._unlabelled_folder = survey.common_folder
+        self._known_bases = set(survey.base_hashes) if survey.label_files else set()
         for name, content in survey.label_files:
             self._read(name, content)
+        self._known_bases.clear()
         self._drop_shared(survey)
 
     def of(self, name: str) -> Label:
@@ -80,21 +83,21 @@ class Labels:
     def _read(self, name: str, content: bytes) -> None:
         folder = name.rpartition("/")[0]
         text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
-        reader = csv.reader(text)
-        try:
-            header = [column.strip().lower() for column in next(reader, [])]
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise _unreadable(name, str(error)) from None
+        rows = iter(CsvRows(text, longest=_MAX_ROW_CHARS))
+        _, first = next(rows, (1, []))
+        if isinstance(first, Exception):
+            raise _unreadable(name, str(first))
+        header = [column.strip().lower() for column in first]
         columns = {column: index for index, column in reversed(list(enumerate(header)))}
         missing = [column for column in ("filename", "label") if column not in columns]
         if missing:
             raise _unreadable(name, f"its header lacks the column {' and '.join(missing)}")
         file_at, label_at = columns["filename"], columns["label"]
         split_at = columns.get("split", len(header))
-        for line, row in _rows(reader):
+        for line, row in rows:
             if isinstance(row, Exception):
                 self._fault((name, line), f"the line cannot be read: {row}")
-                return
+                continue
             if not row:
                 continue
             if len(row) <= max(file_at, label_at):
@@ -120,8 +123,9 @@ class Labels:
             self._fault(at, f"a label has at most {_MAX_LABEL_LENGTH} characters, all printable")
         elif split and known_split is None:
             self._fault(at, f"{split[:50]!r} is no split; use train, validation or test")
+        elif hash((name := clean_name(filename)).rpartition("/")[2]) not in self._known_bases:
+            self._fault(at, f"{name[:200]!r} names no member of the archive")
         else:
-            name = clean_name(filename)
             value = (sys.intern(label), known_split)
             own = f"{folder}/{name}" if folder else name
             if self._by_name.setdefault(own, value) != value:
@@ -144,20 +148,6 @@ class Labels:
         shared = _repeated(survey)
         for base in [base for base in self._by_base if hash(base) in shared]:
             del self._by_base[base]
-
-
-def _rows(reader: Any) -> Iterator[tuple[int, list[str] | Exception]]:
-    """The rows with their line numbers; an unreadable one ends them."""
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except (csv.Error, UnicodeDecodeError) as error:
-            yield line, error
-            return
-        yield line, row
 
 
 def _repeated(survey: Survey) -> set[int]:

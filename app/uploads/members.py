@@ -1,26 +1,19 @@
-"""What an archive holds, seen from outside: members, their limits, and which are items."""
+"""What an archive holds, seen from outside: members, and how much of all may be."""
 
 from __future__ import annotations
 
-import enum
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from app.errors import InvalidInputError, ItemError
+from app.uploads.names import Kind, Refusal, clean_name
 
 if TYPE_CHECKING:
     from app.settings import Settings
 
-LABELS_FILE = "labels.csv"
-MAX_NAME_BYTES = 1024
 #: A small archive may expand as it likes: up to this it cannot hurt.
 RATIO_FREE_BYTES = 64 * 1024 * 1024
-#: Files that systems leave in archives and nobody means to send.
-_DEBRIS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
-# C0 and C1 controls, DEL, and surrogates, none of which a table or a terminal should meet.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_DRIVE = re.compile("[A-Za-z]:")
+_WORDS = {"archive_truncated": "cut short", "archive_inconsistent": "inconsistent"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +24,7 @@ class ArchiveLimits:
     max_member_bytes: int
     max_total_bytes: int
     max_ratio: int
+    max_directory_bytes: int = 256 * 1024 * 1024
 
     @classmethod
     def from_settings(cls, settings: Settings) -> ArchiveLimits:
@@ -40,12 +34,20 @@ class ArchiveLimits:
             max_member_bytes=settings.max_image_bytes,
             max_total_bytes=settings.upload_max_bytes,
             max_ratio=settings.archive_max_ratio,
+            max_directory_bytes=settings.archive_max_directory_bytes,
         )
 
     def check_entries(self, count: int) -> None:
         """Raises ``archive_too_large`` where there are too many members."""
         if count > self.max_entries:
             raise too_large(f"it has {count} members, at most {self.max_entries} are allowed")
+
+    def check_directory(self, size: int) -> None:
+        """Raises ``archive_too_large`` where the directory of a zip is too long to keep."""
+        if size > self.max_directory_bytes:
+            raise too_large(
+                f"its directory has {size} bytes, at most {self.max_directory_bytes} are allowed"
+            )
 
     def check_expansion(self, packed_bytes: int, unpacked_bytes: int) -> None:
         """Raises ``archive_too_large`` or ``archive_bomb`` where it unpacks to too much."""
@@ -59,17 +61,6 @@ class ArchiveLimits:
             )
 
 
-class Kind(enum.Enum):
-    """What a member is to us."""
-
-    #: A directory or debris: not counted, not mentioned.
-    SKIPPED = enum.auto()
-    #: A ``labels.csv``: read, but no item.
-    LABELS = enum.auto()
-    #: Anything else is meant to be an image; the judge decides.
-    ITEM = enum.auto()
-
-
 class Entry(NamedTuple):
     """A member as its header tells, its content not read yet.
 
@@ -79,7 +70,7 @@ class Entry(NamedTuple):
     kind: Kind
     name: str
     size: int
-    refusal: str | None
+    refusal: Refusal | None
     place: int
 
 
@@ -100,52 +91,37 @@ class Member(NamedTuple):
         """The bytes of the member.
 
         Raises:
-            ItemError: ``member_refused``, ``member_damaged`` or ``too_large``.
+            ItemError: as :class:`app.uploads.names.Refusal`, ``member_damaged`` or
+                ``too_large``.
         """
         if self.content is None:
-            raise self.error or ItemError(f"{self.name} was not read", code="member_refused")
+            raise self.error or AssertionError("a member has its content or an error")
         return self.content
 
 
-def clean_name(name: str) -> str:
-    """The name with ``/`` between folders and nothing unprintable, at most 1,024 bytes."""
-    if "\\" in name:
-        name = name.replace("\\", "/")
-    if not name.isprintable():
-        name = _UNPRINTABLE.sub("�", name)
-    if len(name) * 4 > MAX_NAME_BYTES:
-        name = name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
-    while name.startswith("./"):
-        name = name[2:]
-    return name
+def broken(
+    detail: str,
+    offset: int,
+    member: str | None = None,
+    *,
+    where: str = "",
+    code: str = "archive_broken",
+) -> NoReturn:
+    """Raise ``code`` with the byte offset and the member.
 
-
-def classify(name: str) -> tuple[Kind, str | None]:
-    """The kind of a member with this clean name, and why it is refused if it is.
-
-    We never write to a path of a member's name, so a bad one harms nobody here. It is
-    refused all the same: labels and exports carry it to people who may unpack by it.
+    ``archive_broken``: what stands there means nothing. ``archive_truncated``: the end is
+    missing. ``archive_inconsistent``: two places contradict each other.
     """
-    folder, _, base = name.rpartition("/")
-    if not base:
-        return Kind.SKIPPED, None
-    if base in _DEBRIS or base.startswith("._") or "__MACOSX" in folder.split("/"):
-        return Kind.SKIPPED, None
-    if base.lower() == LABELS_FILE:
-        return Kind.LABELS, None
-    if name[0] == "/" or _DRIVE.match(name):
-        return Kind.ITEM, "its path is absolute"
-    if ".." in name and ".." in name.split("/"):
-        return Kind.ITEM, "its path climbs out of the archive"
-    return Kind.ITEM, None
-
-
-def broken(detail: str, offset: int, member: str | None = None, *, where: str = "") -> NoReturn:
-    """Raise ``archive_broken`` with the byte offset and the member."""
     named = f" in member {clean_name(member)!r}" if member else ""
+    word = _WORDS.get(code, "broken")
     raise InvalidInputError(
-        f"the archive is broken at byte {offset}{where}{named}: {detail}", code="archive_broken"
+        f"the archive is {word} at byte {offset}{where}{named}: {detail}", code=code
     )
+
+
+def inconsistent(detail: str, offset: int, member: str | None = None) -> NoReturn:
+    """Raise ``archive_inconsistent``: readers would not agree on what the archive holds."""
+    broken(detail, offset, member, code="archive_inconsistent")
 
 
 def too_large(detail: str) -> InvalidInputError:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from app.errors import InvalidInputError, ItemError
-from app.uploads.members import ArchiveLimits, Entry, Kind, Member, too_large
+from app.uploads.members import ArchiveLimits, Entry, Member, too_large
+from app.uploads.names import Kind
 
 #: All labels.csv of an archive together; two million lines of 60 bytes fit.
 _MAX_LABELS_BYTES = 128 * 1024 * 1024
@@ -30,6 +31,8 @@ class Survey:
     """
 
     item_count: int = 0
+    #: Items that would be read and have no bytes.
+    empty_count: int = 0
     total_bytes: int = 0
     label_files: list[tuple[str, bytes]] = field(default_factory=list)
     common_folder: str | None = None
@@ -39,6 +42,8 @@ class Survey:
         """Take one item into account."""
         self.item_count += 1
         self.total_bytes += entry.size
+        if entry.size == 0 and entry.refusal is None:
+            self.empty_count += 1
         folder, _, base = entry.name.rpartition("/")
         self.base_hashes.append(hash(base))
         if folder == self.common_folder:
@@ -63,7 +68,8 @@ class Archive(ABC):
         """Read all headers (of a tar.gz: everything) and the labels, and check the frame.
 
         Raises:
-            InvalidInputError: ``archive_broken``, ``archive_too_large``, ``archive_bomb``,
+            InvalidInputError: ``archive_broken``, ``archive_truncated``,
+                ``archive_inconsistent``, ``archive_too_large``, ``archive_bomb``,
                 ``archive_overlapping``, ``archive_encrypted``, ``labels_invalid``.
             StorageError: the object store failed.
         """
@@ -72,7 +78,9 @@ class Archive(ABC):
         for entry in self._entries():
             if entry.kind is Kind.ITEM:
                 survey.add_item(entry)
-            elif entry.kind is Kind.LABELS and entry.refusal is None:
+            elif entry.kind is Kind.LABELS:
+                if entry.refusal is not None:
+                    raise _no_labels(f"{entry.name} is refused: {entry.refusal.detail}")
                 left -= entry.size
                 if left < 0:
                     raise too_large(f"its labels have over {_MAX_LABELS_BYTES} bytes")
@@ -94,7 +102,7 @@ class Archive(ABC):
                 continue
             if ordinal >= start:
                 if refusal is not None:
-                    error = ItemError(f"{name} is refused: {refusal}", code="member_refused")
+                    error = ItemError(f"{name} is refused: {refusal.detail}", code=refusal.code)
                     yield Member(ordinal, name, size, None, error)
                 elif size > largest:
                     error = ItemError(
@@ -115,8 +123,7 @@ class Archive(ABC):
         try:
             return self._content(entry)
         except ItemError as error:
-            # Going on without them would train and score on nothing.
-            raise InvalidInputError(error.detail, code="labels_invalid") from error
+            raise _no_labels(error.detail) from error
 
     @abstractmethod
     def _entries(self) -> Iterator[Entry]:
@@ -130,6 +137,11 @@ class Archive(ABC):
             ItemError: ``member_damaged``, where the damage ends with this member.
             InvalidInputError: where it does not.
         """
+
+
+def _no_labels(detail: str) -> InvalidInputError:
+    """The error of labels that cannot be read: without them one would train on nothing."""
+    return InvalidInputError(detail, code="labels_invalid")
 
 
 def _shared(one: str, other: str) -> str:

@@ -7,21 +7,14 @@ pax, GNU long names, and the old v7.
 
 from __future__ import annotations
 
-import gzip
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple, NoReturn, cast
+from typing import BinaryIO, NamedTuple, NoReturn
 
 from app.errors import InvalidInputError
-from app.uploads.members import (
-    MAX_NAME_BYTES,
-    ArchiveLimits,
-    Entry,
-    Kind,
-    broken,
-    classify,
-    clean_name,
-)
+from app.uploads.gunzip import Gunzip, GzipError
+from app.uploads.members import ArchiveLimits, Entry, broken
+from app.uploads.names import Kind, Refusal, judge_name
 from app.uploads.reader import Archive
 
 _BLOCK = 512
@@ -29,25 +22,34 @@ _ZEROS = bytes(_BLOCK)
 _SKIP_BYTES = 1024 * 1024
 #: Extended headers hold a path and some times; nothing honest comes near.
 _MAX_EXTENDED_BYTES = 1024 * 1024
+_MAX_EXTENDED_RECORDS = 1000
 _REGULAR = b"0\x007"
 _DIRECTORY, _LONG_NAME, _LONG_LINK = ord("5"), ord("L"), ord("K")
 _PAX, _PAX_SOLARIS, _PAX_GLOBAL = ord("x"), ord("X"), ord("g")
 #: Types that never have content, whatever their size field says.
 _BODYLESS = b"12346"
+_SPARSE = ord("S")
+_LINK = Refusal("member_link", "it is a link")
+_DEVICE = Refusal("member_special", "it is a device")
 _REFUSALS = {
-    ord("1"): "it is a link",
-    ord("2"): "it is a link",
-    ord("3"): "it is a device",
-    ord("4"): "it is a device",
-    ord("6"): "it is a pipe",
-    ord("S"): "it is a sparse file",
+    ord("1"): _LINK,
+    ord("2"): _LINK,
+    ord("3"): _DEVICE,
+    ord("4"): _DEVICE,
+    ord("6"): Refusal("member_special", "it is a pipe"),
+    _SPARSE: Refusal("member_sparse", "it is a sparse file"),
 }
+_IRREGULAR = Refusal("member_special", "it is no regular file")
+#: Where GNU's old sparse header, and each block that goes on with it, say that one more follows.
+_SPARSE_MORE, _SPARSE_MORE_AGAIN = 482, 504
 
 
 class _Header(NamedTuple):
     kind: int
     name: bytes
     size: int
+    #: Further blocks of a sparse map lie between the header and the content.
+    has_map: bool
 
 
 class TarArchive(Archive):
@@ -57,7 +59,7 @@ class TarArchive(Archive):
         super().__init__(file, size, limits)
         self._gzipped = gzipped
         self.format = "tar.gz" if gzipped else "tar"
-        self._stream = file
+        self._gunzip = Gunzip(file)
         #: Byte of the (unpacked) tar that is read next.
         self._offset = 0
         #: Bytes of the last entry's content that were not read yet, and of its padding.
@@ -97,6 +99,8 @@ class TarArchive(Archive):
                     if b"size" in records:
                         size = _decimal(records[b"size"], start)
                 continue
+            if header.has_map:
+                self._pass_map()
             yield self._begin(header, name, size, sparse=sparse, start=start)
             self._skip(self._left + self._padding)
             self._member = None
@@ -116,17 +120,18 @@ class TarArchive(Archive):
         bodyless = header.kind in _BODYLESS or header.kind == _DIRECTORY
         self._left = 0 if bodyless else size
         self._padding = -self._left % _BLOCK
-        name = clean_name(raw.decode(errors="replace"))
-        kind, refusal = classify(name)
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            text = None
+        kind, name, refusal = judge_name(raw, text)
         if header.kind == _DIRECTORY or not name or header.kind == ord("V"):
             kind, refusal = Kind.SKIPPED, None
         elif kind is not Kind.SKIPPED and refusal is None:
             if sparse:
-                refusal = _REFUSALS[ord("S")]
+                refusal = _REFUSALS[_SPARSE]
             elif header.kind not in _REGULAR:
-                refusal = _REFUSALS.get(header.kind, "it is no regular file")
-            elif len(raw) > MAX_NAME_BYTES:
-                refusal = f"its name has {len(raw)} bytes, at most {MAX_NAME_BYTES} are allowed"
+                refusal = _REFUSALS.get(header.kind, _IRREGULAR)
         self._member = name
         return Entry(kind, name, self._left, refusal, start)
 
@@ -142,41 +147,45 @@ class TarArchive(Archive):
         self._skip(-header.size % _BLOCK)
         return body
 
+    def _pass_map(self) -> None:
+        """Pass the blocks with the holes of a sparse file, which its size does not count."""
+        while self._take(_BLOCK, "a sparse map")[_SPARSE_MORE_AGAIN]:
+            pass
+
     def _rewind(self) -> None:
         self._file.seek(0)
         self._offset = self._left = self._padding = 0
         self._member = None
         if self._gzipped:
-            self._stream = cast(BinaryIO, gzip.GzipFile(fileobj=self._file, mode="rb"))
+            self._gunzip = Gunzip(self._file)
 
     def _take(self, count: int, what: str) -> bytes:
         """Exactly ``count`` bytes of the tar, or ``archive_broken``."""
         data = self._read(count)
         self._offset += len(data)
         if len(data) < count:
-            self._break(f"it ends in {what}, so it was cut short")
+            self._break(f"it ends in {what}", code="archive_truncated")
         return data
 
     def _skip(self, count: int) -> None:
         if not self._gzipped:
             if self._offset + count > self._size:
                 self._offset = self._size
-                self._break("it ends in the content, so it was cut short")
+                self._break("it ends in the content", code="archive_truncated")
             self._offset += count
-            self._stream.seek(self._offset)
+            self._file.seek(self._offset)
             return
         while count > 0:
             count -= len(self._take(min(count, _SKIP_BYTES), "the content"))
 
     def _read(self, count: int) -> bytes:
+        if not self._gzipped:
+            return self._file.read(count)
         try:
-            data = self._stream.read(count)
-        except EOFError:
-            self._break("its compressed data ends early, so it was cut short")
-        except (gzip.BadGzipFile, zlib.error) as error:
-            self._break(f"its compression is damaged ({error})")
-        if self._gzipped:
-            self._limits.check_expansion(self._file.tell(), self._offset + len(data))
+            data = self._gunzip.read(count)
+        except GzipError as error:
+            self._break(str(error), code="archive_truncated" if error.ended else "archive_broken")
+        self._limits.check_expansion(self._file.tell(), self._offset + len(data))
         return data
 
     def _finish(self) -> None:
@@ -184,11 +193,11 @@ class TarArchive(Archive):
         if self._gzipped:
             self._offset += len(self._read(_SKIP_BYTES))
 
-    def _break(self, detail: str) -> NoReturn:
+    def _break(self, detail: str, *, code: str) -> NoReturn:
         where = ""
         if self._gzipped:
             where = f" of the unpacked tar, about byte {self._file.tell()} of the file,"
-        broken(detail, self._offset, self._member, where=where)
+        broken(detail, self._offset, self._member, where=where, code=code)
 
 
 def is_tar(head: bytes) -> bool:
@@ -203,8 +212,10 @@ def _checksum_fits(block: bytes) -> bool:
         claimed = _octal(block[148:156])
     except ValueError:
         return False
-    # The sum is taken with the checksum's own field as eight spaces.
-    return claimed == sum(block) - sum(block[148:156]) + 8 * 32
+    # The sum is taken with the checksum's own field as eight spaces. An Adler sum is one more in
+    # its low half, modulo 65521, and twenty times as quick as adding bytes in Python.
+    found = zlib.adler32(block[:148] + b" " * 8 + block[156:]) & 0xFFFF
+    return (claimed + 1) % 65521 == found
 
 
 def _parse(block: bytes, start: int) -> _Header:
@@ -222,7 +233,8 @@ def _parse(block: bytes, start: int) -> _Header:
         prefix = block[345:500].partition(b"\x00")[0]
         if prefix:
             name = prefix + b"/" + name
-    return _Header(block[156], name, size)
+    kind = block[156]
+    return _Header(kind, name, size, kind == _SPARSE and block[_SPARSE_MORE] != 0)
 
 
 def _number(raw: bytes) -> int:
@@ -253,6 +265,8 @@ def _parse_pax(body: bytes, start: int) -> dict[bytes, bytes]:
             broken("an extended header is garbled", start)
         records[key] = value[:-1]
         position += length
+        if len(records) > _MAX_EXTENDED_RECORDS:
+            broken(f"an extended header has over {_MAX_EXTENDED_RECORDS} records", start)
     return records
 
 

@@ -8,23 +8,11 @@ from collections.abc import Iterator
 from typing import BinaryIO, NoReturn
 
 from app.errors import ItemError
-from app.uploads.members import (
-    MAX_NAME_BYTES,
-    ArchiveLimits,
-    Entry,
-    Kind,
-    broken,
-    classify,
-)
+from app.uploads.members import ArchiveLimits, Entry, broken, inconsistent
+from app.uploads.names import Kind, Refusal
 from app.uploads.reader import Archive
-from app.uploads.zip_directory import (
-    FLAG_ENCRYPTED,
-    LOCAL,
-    LOCAL_MAGIC,
-    Header,
-    ZipDirectory,
-    refuse_overlap,
-)
+from app.uploads.zip_directory import FLAG_ENCRYPTED, Header, ZipDirectory, refuse_overlap
+from app.uploads.zip_end import LOCAL, LOCAL_MAGIC
 
 _STORED, _DEFLATED = 0, 8
 _UNIX = 3
@@ -43,8 +31,7 @@ class ZipArchive(Archive):
     def _entries(self) -> Iterator[Entry]:
         for number in range(len(self._directory)):
             header = self._header = self._directory.header(number)
-            name = header.name
-            kind, refusal = classify(name)
+            kind, name, refusal = header.judge_name()
             if kind is not Kind.SKIPPED:
                 refusal = refusal or _refusal(header)
             yield Entry(kind, name, header.size, refusal, number)
@@ -54,9 +41,10 @@ class ZipArchive(Archive):
         if header is None:
             raise AssertionError("content is read of the entry that was yielded last")
         packed, start = self._packed(entry, header)
-        content = packed
         if header.method == _DEFLATED:
             content = _inflate(packed, header, entry, start)
+        else:
+            content = bytes(packed)
         if len(content) != header.size:
             found = len(content) if len(content) < header.size else f"more than {header.size}"
             _damaged(f"it has {found} bytes, not {header.size}", start, entry)
@@ -64,37 +52,38 @@ class ZipArchive(Archive):
             _damaged("its checksum does not match its content", start, entry)
         return content
 
-    def _packed(self, entry: Entry, header: Header) -> tuple[bytes, int]:
+    def _packed(self, entry: Entry, header: Header) -> tuple[memoryview, int]:
         """The packed bytes of a member and their offset."""
-        if header.packed_bytes > 2 * header.size + 1024:
-            broken(
-                f"{header.packed_bytes} packed bytes cannot be {header.size} bytes",
-                header.offset,
-                entry.name,
+        size, packed_bytes = header.size, header.packed_bytes
+        # Deflate never makes much more of what it cannot shorten; more would only cost memory.
+        if packed_bytes > (size if header.method == _STORED else size + size // 4 + 1024):
+            inconsistent(
+                f"{packed_bytes} packed bytes cannot be {size} bytes", header.offset, entry.name
             )
         file = self._file
         file.seek(header.offset)
         local = file.read(LOCAL.size)
         if len(local) < LOCAL.size or not local.startswith(LOCAL_MAGIC):
-            broken("there is no member where the directory says", header.offset, entry.name)
+            inconsistent("there is no member where the directory says", header.offset, entry.name)
         _, _, flags, method, _, _, _, _, _, name_bytes, extra_bytes = LOCAL.unpack(local)
         start = header.offset + LOCAL.size + name_bytes + extra_bytes
-        if start + header.packed_bytes > self._directory.limit(entry.place):
+        if start + packed_bytes > self._directory.limit(entry.place):
             refuse_overlap(header)
-        block = file.read(name_bytes + extra_bytes + header.packed_bytes)
+        block = file.read(name_bytes + extra_bytes + packed_bytes)
         if (
             block[:name_bytes] != header.raw_name
             or method != header.method
             or (flags ^ header.flags) & FLAG_ENCRYPTED
         ):
-            broken("its own header and the directory disagree", header.offset, entry.name)
-        packed = block[name_bytes + extra_bytes :]
-        if len(packed) < header.packed_bytes:
-            broken("it ends early", start + len(packed), entry.name)
+            inconsistent("its own header and the directory disagree", header.offset, entry.name)
+        # Not copied: the bytes of the largest member are held twice at most.
+        packed = memoryview(block)[name_bytes + extra_bytes :]
+        if len(packed) < packed_bytes:
+            broken("it ends early", start + len(packed), entry.name, code="archive_truncated")
         return packed, start
 
 
-def _inflate(packed: bytes, header: Header, entry: Entry, start: int) -> bytes:
+def _inflate(packed: memoryview, header: Header, entry: Entry, start: int) -> bytes:
     """The content, never more than one byte over what the directory says."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
@@ -114,18 +103,19 @@ def _damaged(detail: str, start: int, entry: Entry) -> NoReturn:
     )
 
 
-def _refusal(header: Header) -> str | None:
+def _refusal(header: Header) -> Refusal | None:
     """Why this member is not read, by its header alone."""
     if header.flags & FLAG_ENCRYPTED:
-        return "it is encrypted"
+        return Refusal("member_encrypted", "it is encrypted")
     if header.method not in (_STORED, _DEFLATED):
-        return f"its compression method {header.method} is not supported"
-    if len(header.raw_name) > MAX_NAME_BYTES:
-        return f"its name has {len(header.raw_name)} bytes, at most {MAX_NAME_BYTES} are allowed"
+        return Refusal(
+            "member_method_unsupported",
+            f"its compression method {header.method} is not supported, use deflate or none",
+        )
     if header.system == _UNIX:
         kind = stat.S_IFMT(header.attributes >> 16)
         if kind == stat.S_IFLNK:
-            return "it is a link"
+            return Refusal("member_link", "it is a link")
         if kind not in (0, stat.S_IFREG):
-            return "it is no regular file"
+            return Refusal("member_special", "it is no regular file")
     return None

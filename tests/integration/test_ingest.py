@@ -192,7 +192,7 @@ def test_a_broken_archive_fails_job_and_upload_and_names_the_offset(
     job = service.wait_for_end(tenant_id, job.id)
     assert job.state == JobState.FAILED
     assert job.error is not None
-    assert job.error["code"] == "archive_broken"
+    assert job.error["code"] == "archive_truncated"
     assert "at byte " in job.error["detail"]
     assert upload_of(database, tenant_id, job).state == UploadState.FAILED
     wait_until_archive_is_freed(database, objects, tenant_id, job)

@@ -93,12 +93,34 @@ def test_a_name_in_another_folder_does_not_match() -> None:
 def test_bad_lines_are_listed_with_their_numbers() -> None:
     labels = labels_of(
         "1.jpg",
+        "6.jpg",
         labels="filename,label,split\n1.jpg,cat,\n1.jpg,dog,\n2.jpg\n,cat,\n3.jpg,,\n\n4.jpg,a,b\n"
         '5.jpg,"a\nb",\n6.jpg,cat,\n',
     )
     assert [fault["line"] for fault in labels.faults] == [3, 4, 5, 6, 8, 9]
     assert labels.of("1.jpg") == ("cat", None)
     assert labels.of("6.jpg") == ("cat", None)
+
+
+def test_a_line_that_names_no_member_is_told_and_not_kept() -> None:
+    labels = labels_of("1.jpg", labels="filename,label\n1.jpg,cat\n2.jpg,dog\n")
+    assert labels.faults == [
+        {"file": "labels.csv", "line": 3, "detail": "'2.jpg' names no member of the archive"}
+    ]
+    assert labels.of("2.jpg") == (None, None)
+
+
+def test_a_row_too_long_is_told_and_the_next_ones_are_read() -> None:
+    for long in ("x" * 100_000, "x," * 50_000):
+        labels = labels_of("1.jpg", labels=f"filename,label\n{long}\n1.jpg,cat\n")
+        assert "characters" in labels.faults[0]["detail"]
+        assert labels.of("1.jpg") == ("cat", None)
+
+
+def test_a_row_of_many_cells_over_many_lines_is_cut() -> None:
+    labels = labels_of("1.jpg", labels='filename,label\n1.jpg,cat\n"x' + '\n","' * 30_000)
+    assert "characters" in labels.faults[0]["detail"]
+    assert labels.of("1.jpg") == ("cat", None)
 
 
 def test_at_most_a_hundred_bad_lines_are_listed_and_all_counted() -> None:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from sqlalchemy import select
 
 from app.db.hold import deletions_held
-from app.errors import InvalidInputError, ItemError, NotFoundError, UnavailableError
+from app.errors import InvalidInputError, NotFoundError, UnavailableError
 from app.jobs.ingest import record_ingested, record_shard, record_survey
 from app.jobs.record import record_failure
 from app.jobs.stint import Stint
 from app.log import get_logger
 from app.storage import keys
 from app.storage.ranged import open_ranged
-from app.uploads.archive import open_archive
-from app.uploads.judge import ImageLimits, judge_image
-from app.uploads.labels import Labels
-from app.uploads.members import ArchiveLimits, Member
+from app.uploads.judge import ImageLimits
+from app.uploads.members import ArchiveLimits
 from app.uploads.pack import PackedShard, ShardWriter
 from app.uploads.tables import Upload
+from app.uploads.unpack import pack_member, survey_archive
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
 from worker.tasks.door import let_go
@@ -58,15 +57,11 @@ def _unpack(process: WorkerProcess, held: HeldLease, archive_key: str) -> bool:
     lease, settings = held.lease, process.settings
     stint = Stint(process.db, lease, settings.io_turn_seconds)
     file = open_ranged(process.store, settings.bucket, archive_key, on_block=held.move)
-    archive = open_archive(file, ArchiveLimits.from_settings(settings))
-    survey = archive.survey()
-    labels = Labels(survey)
-    if not survey.item_count:
-        raise InvalidInputError("the archive holds no files", code="archive_empty")
+    archive, labels, item_count = survey_archive(file, ArchiveLimits.from_settings(settings))
     cursor = lease.cursor
     if cursor is None:
         with process.db.tenant(lease.tenant_id) as session:
-            record_survey(session, lease, survey.item_count, lease_seconds=settings.lease_seconds)
+            record_survey(session, lease, item_count, lease_seconds=settings.lease_seconds)
         cursor = {"members": 0, "shards": 0}
     upload_id = lease.input["upload"]
     writer = ShardWriter(
@@ -83,7 +78,7 @@ def _unpack(process: WorkerProcess, held: HeldLease, archive_key: str) -> bool:
         if held.should_stop():
             let_go(process, held)
             return False
-        full = _pack(writer, member, labels, limits)
+        full = pack_member(writer, member, labels, limits)
         if full is not None:
             _keep(process, held, full)
             if stint.is_over():
@@ -114,19 +109,6 @@ def _archive_key(process: WorkerProcess, held: HeldLease) -> str:
     if key is None:
         raise NotFoundError(f"the upload {lease.input['upload']} is gone", code="upload_not_found")
     return key
-
-
-def _pack(
-    writer: ShardWriter, member: Member, labels: Labels, limits: ImageLimits
-) -> PackedShard | None:
-    """Add one member; returns a shard where one is now full."""
-    try:
-        content = member.read()
-        facts = judge_image(content, limits)
-    except ItemError as error:
-        return writer.fail(member.name, error)
-    label, split = labels.of(member.name)
-    return writer.add(member.name, content, facts, label, split)
 
 
 def _keep(process: WorkerProcess, held: HeldLease, shard: PackedShard) -> None:

@@ -17,7 +17,6 @@ from app.log import get_logger
 from app.models.promote import move_alias
 from app.models.register import complete_version
 from app.models.resolve import get_version, spec_of
-from app.models.shared import SharedVersion
 from app.models.spec import ModelSpec
 from app.models.states import VersionState
 from app.storage import keys
@@ -32,12 +31,8 @@ log = get_logger(__name__)
 _COPY_BYTES = 4 * 1024 * 1024
 
 
-def warm_recogniser(
-    process: WorkerProcess, tenant_id: str, version_id: str, shared: SharedVersion | None = None
-) -> Recogniser:
+def warm_recogniser(process: WorkerProcess, tenant_id: str, version_id: str) -> Recogniser:
     """The version's recogniser, loaded at most once per process while it stays warm.
-
-    ``shared`` is the version where it is another tenant's, as it is granted now.
 
     Raises:
         ConflictError: the version has no weights to serve with.
@@ -49,10 +44,7 @@ def warm_recogniser(
     def load() -> Recogniser:
         from worker.recognisers.load import load_recogniser
 
-        if shared is not None:
-            spec, key, sha256 = shared.spec, shared.weights_key, shared.weights_sha256
-        else:
-            spec, key, sha256 = _look_up(process, tenant_id, version_id)
+        spec, key, sha256 = _look_up(process, tenant_id, version_id)
         path = fetch_file(
             process.store,
             process.settings.bucket,
