@@ -5,6 +5,13 @@ Whoever adds a column of sealed secrets adds it here, so that status and rotatio
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from sqlalchemy.orm import Session
+
+from app.audit.actions import Action
+from app.audit.append import append_entry
+from app.audit.keys import AuditKey
 from app.db.session import Database
 from app.keyring import Keyring
 from app.models.weights import VERSION_KEYS
@@ -29,10 +36,24 @@ def sealing_status(db: Database) -> list[ColumnStatus]:
         return [count_column(session, column) for column in SEALED_COLUMNS]
 
 
-def rotate(db: Database, keyring: Keyring) -> list[Rotated]:
+def rotate(db: Database, keyring: Keyring, audit_key: AuditKey) -> list[Rotated]:
     """Seal every secret again under the active key; see :func:`rotate_column`.
+
+    The audit log of each tenant tells of each batch that touched its rows.
 
     Raises:
         UnavailableError: the database does not answer; begin again, and it goes on.
     """
-    return [rotate_column(db, keyring, column) for column in SEALED_COLUMNS]
+
+    def tell(session: Session, name: str, tenants: Mapping[str, int]) -> None:
+        for tenant_id, count in tenants.items():
+            append_entry(
+                session,
+                audit_key,
+                tenant_id=tenant_id,
+                action=Action.SEALING_ROTATED,
+                target=keyring.active_id,
+                details={"what": name, "count": count},
+            )
+
+    return [rotate_column(db, keyring, column, tell) for column in SEALED_COLUMNS]

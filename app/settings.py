@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     upload_part_bytes: Positive = Field(
         8 * MIB, ge=5 * MIB, description="Part size of multipart uploads to S3, in bytes."
     )
+    weights_upload_days: Annotated[float, Field(gt=0)] = Field(
+        7, description="Days that a weights file which no import took is kept, in clear."
+    )
     link_seconds: Positive = Field(900, description="Life of a presigned link, in seconds.")
 
     # Quotas of a tenant that has none of its own

@@ -15,8 +15,11 @@ from app.errors import StorageError
 from app.jobs.claim import Lease
 from app.jobs.states import ChunkTask, JobKind
 from app.jobs.tables import Job
+from app.models.register import announce_version
 from app.models.spec import ModelSpec
+from app.models.weights import version_data_key
 from app.queues.names import Queue
+from app.sealing.bundle import Subject, unseal
 from app.settings import Settings
 from app.storage import keys
 from app.storage.s3 import ObjectStore
@@ -53,6 +56,16 @@ class Training:
         with db.tenant(tenant_id) as session:
             job = add_job(session, tenant_id, JobKind.FINETUNE)
             job.sealed_at = func.now()
+            version = announce_version(
+                session,
+                tenant_id,
+                model="taught",
+                arch=SPEC.arch,
+                arch_options={},
+                lineage={},
+                job_id=job.id,
+            )
+            job.model_version_id = version.id
             self.job_id = job.id
             self.chunk = add_chunk(session, job, ChunkTask.FINETUNE).id
 
@@ -93,6 +106,19 @@ class Training:
         with self.db.tenant(self.tenant_id) as session:
             points, _ = read_metrics(session, self.tenant_id, self.job_id)
         return [(point.step, point.name, point.value, point.recorded_at) for point in points]
+
+    def opened(self, key: str) -> bytes:
+        """A checkpoint in clear."""
+        cursor = look_at_chunk(self.db, self.chunk).cursor or {}
+        (entry,) = (entry for entry in cursor["checkpoints"] if entry["key"] == key)
+        version_id = str(self.job().model_version_id)
+        with self.db.tenant(self.tenant_id) as session:
+            data_key, _ = version_data_key(
+                session, self.process.keyring, self.tenant_id, version_id
+            )
+        subject = Subject(self.tenant_id, version_id, entry["plain_sha256"], f"checkpoint:{key}")
+        with self.objects.open(BUCKET, key) as stream:
+            return b"".join(unseal(stream, data_key, subject))
 
     def damage(self, key: str) -> None:
         """Turn one bit of a checkpoint."""

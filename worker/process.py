@@ -25,6 +25,7 @@ from worker.heartbeat import Heartbeat
 from worker.watchdog import Hearing
 
 if TYPE_CHECKING:
+    from app.keyring import Keyring
     from worker.pipeline.decode import DecodePool
     from worker.recognisers.cache import RecogniserCache
 
@@ -71,6 +72,13 @@ class WorkerProcess:
         from worker.recognisers.cache import RecogniserCache
 
         return RecogniserCache(_WARM_BYTES)
+
+    @cached_property
+    def keyring(self) -> Keyring:
+        """The keys that open what lies sealed."""
+        from app.keyring import Keyring
+
+        return Keyring.from_settings(self.settings)
 
     @property
     def decoder(self) -> DecodePool:

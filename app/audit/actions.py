@@ -30,6 +30,7 @@ class Action(enum.StrEnum):
     WEBHOOK_ENABLED = "webhook.enabled"
     WEBHOOK_TESTED = "webhook.tested"
     WEBHOOK_REPLAYED = "webhook.replayed"
+    SEALING_ROTATED = "sealing.rotated"
     ACCESS_DENIED = "access.denied"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +15,7 @@ from app.cli.exits import Exit
 from app.cli.tenants import find_database
 
 if TYPE_CHECKING:
+    from app.audit.keys import AuditKey
     from app.db.session import Database
     from app.keyring import Keyring
 
@@ -55,7 +56,7 @@ def status(as_json: JsonFlag = False) -> None:
     """
     from app.rotation import sealing_status
 
-    with _system() as (db, keyring):
+    with _system() as (db, keyring, _):
         found = sealing_status(db)
     known = keyring.key_ids
     if as_json:
@@ -82,8 +83,8 @@ def rotate(as_json: JsonFlag = False) -> None:
     """
     from app.rotation import rotate as rotate_all
 
-    with _system() as (db, keyring):
-        done = rotate_all(db, keyring)
+    with _system() as (db, keyring, audit_key):
+        done = rotate_all(db, keyring, audit_key())
     if as_json:
         print_json({"active": keyring.active_id, "rotated": [asdict(one) for one in done]})
     else:
@@ -99,8 +100,9 @@ def rotate(as_json: JsonFlag = False) -> None:
 
 
 @contextmanager
-def _system() -> Iterator[tuple[Database, Keyring]]:
-    """The database as the system sees it, and the sealing keys of this environment."""
+def _system() -> Iterator[tuple[Database, Keyring, Callable[[], AuditKey]]]:
+    """The database as the system sees it, the sealing keys, and what signs the audit log."""
+    from app.audit.keys import AuditKey
     from app.db.session import Database
     from app.keyring import Keyring
     from app.settings import load_settings
@@ -111,6 +113,7 @@ def _system() -> Iterator[tuple[Database, Keyring]]:
     keyring = Keyring.from_settings(settings)
     db = Database.from_settings(settings)
     try:
-        yield db, keyring
+        pepper = settings.key_pepper.get_secret_value()
+        yield db, keyring, lambda: AuditKey.derive(pepper)
     finally:
         db.close()

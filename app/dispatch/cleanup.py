@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass
 
 from app.clock import monotonic_seconds
 from app.db.session import Database
-from app.dispatch import cleanup_objects, cleanup_rows
+from app.dispatch import cleanup_objects, cleanup_rows, cleanup_weights
 from app.dispatch.drift import recount_jobs
 from app.errors import DarkroomError
 from app.log import get_logger
@@ -60,6 +60,7 @@ class Cleanup:
         self._store = store
         self._bucket = settings.bucket
         self._event_days = settings.event_days
+        self._upload_days = settings.weights_upload_days
         self._stopping = stopping
         self._on_round = on_round
         self._thread = threading.Thread(target=self._run, name="cleanup", daemon=True)
@@ -78,6 +79,10 @@ class Cleanup:
         rows, objects = cleanup_rows, cleanup_objects
         repaired, torn = self._recount()
         self._drain(objects.BATCH, lambda: objects.give_up_uploads(db))
+        self._drain(
+            cleanup_weights.BATCH,
+            lambda: cleanup_weights.give_up_weights(db, upload_days=self._upload_days),
+        )
         return Cleaned(
             repaired=repaired,
             torn=torn,

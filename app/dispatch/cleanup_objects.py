@@ -77,8 +77,9 @@ def give_up_uploads(db: Database) -> int:
 def tidy_uploads(db: Database, store: ObjectStore, bucket: str) -> int:
     """Delete what uploads left behind that came to their end; how many uploads.
 
-    Of a failed one archive, parts and shards. Of an unpacked one all but the recorded shards: its
-    worker may have died before it deleted the archive, or a backup may have held deletions.
+    Of a failed one archive, parts and shards. Of imported weights the file, and of an unpacked
+    archive all but the recorded shards: its worker may have died before it deleted them, or a
+    backup may have held deletions.
 
     Raises:
         UnavailableError: a part does not answer.
@@ -92,6 +93,7 @@ def tidy_uploads(db: Database, store: ObjectStore, bucket: str) -> int:
             Upload.created_at < func.now() - LEFTOVER_AGE,
             or_(
                 and_(Upload.state == UploadState.FAILED, Upload.job_id.is_(None)),
+                Upload.state == UploadState.IMPORTED,
                 Job.ended_at < func.now() - LEFTOVER_AGE,
             ),
         )

@@ -157,7 +157,7 @@ def submit_import(
     :class:`PreprocessSpec`) defaults to the architecture's own.
 
     Raises:
-        InvalidInputError: the preprocessing is not valid.
+        InvalidInputError: the preprocessing is not valid, or the upload became a version already.
         NotFoundError: no such upload.
     """
     if preprocess is not None:
@@ -245,7 +245,18 @@ def _require_weights(session: Session, tenant_id: str, upload_id: str) -> None:
     )
     if upload is None:
         raise NotFoundError(f"no upload {upload_id}", code="upload_not_found")
+    if upload.state == UploadState.IMPORTED:
+        raise upload_imported(upload_id)
     if upload.kind != UploadKind.WEIGHTS or upload.state != UploadState.READY:
         raise InvalidInputError(
             f"upload {upload_id} is not a complete weights file", code="not_weights"
         )
+
+
+def upload_imported(upload_id: str) -> InvalidInputError:
+    """What an import of weights hears whose file is gone since it became a version."""
+    return InvalidInputError(
+        f"upload {upload_id} became a model version, and the file that was sent is deleted; send "
+        "it again to import it once more",
+        code="upload_imported",
+    )

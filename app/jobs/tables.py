@@ -35,6 +35,8 @@ from app.jobs.states import (
 
 #: In the order of the enum, so that the SQL is the same each time.
 _ENDED = ", ".join(f"'{state.value}'" for state in JobState if state in TERMINAL_JOB_STATES)
+#: Jobs that have not ended. As text, so that a query says it in the index's own words.
+OPEN_JOBS = f"jobs.state NOT IN ({_ENDED})"
 
 
 class Job(Base):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.errors import ConflictError, NotFoundError
@@ -124,15 +124,18 @@ def version_data_key(
         SealError: the key that wraps it is not here, or it was altered.
     """
     about = about_key(tenant_id, version_id)
-    fresh = keyring.seal(new_data_key(), about)
-    # One statement: of two that ask at once both get the first one's key.
-    token = session.scalar(
-        update(ModelVersion)
-        .where(ModelVersion.tenant_id == tenant_id, ModelVersion.id == version_id)
-        .values(sealed_key=func.coalesce(ModelVersion.sealed_key, fresh))
-        .returning(ModelVersion.sealed_key)
-        .execution_options(synchronize_session=False)
-    )
+    mine = (ModelVersion.tenant_id == tenant_id, ModelVersion.id == version_id)
+    token = session.scalar(select(ModelVersion.sealed_key).where(*mine))
+    if token is None:
+        fresh = keyring.seal(new_data_key(), about)
+        # Of two that come here at once both get the first one's key.
+        token = session.scalar(
+            update(ModelVersion)
+            .where(*mine)
+            .values(sealed_key=func.coalesce(ModelVersion.sealed_key, fresh))
+            .returning(ModelVersion.sealed_key)
+            .execution_options(synchronize_session=False)
+        )
     if token is None:
         raise NotFoundError(f"there is no model version {version_id!r}", code="model_not_found")
     return keyring.open(token, about), token
@@ -152,7 +155,7 @@ VERSION_KEYS = SealedColumn(
     name="model versions",
     column=ModelVersion.sealed_key,
     id_column=ModelVersion.id,
-    about_columns=(ModelVersion.tenant_id,),
+    tenant_column=ModelVersion.tenant_id,
     about=_about_row,
     in_clear=(
         ModelVersion.state.in_([VersionState.READY, VersionState.ARCHIVED])

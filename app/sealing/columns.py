@@ -5,6 +5,7 @@ A rotation seals small tokens again and nothing else: what a data key sealed sta
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,9 +30,8 @@ class SealedColumn:
     name: str
     column: InstrumentedAttribute[Any]
     id_column: InstrumentedAttribute[Any]
-    #: Further columns that ``about`` reads.
-    about_columns: tuple[InstrumentedAttribute[Any], ...]
-    #: What the token of a row is bound to.
+    tenant_column: InstrumentedAttribute[Any]
+    #: What the token of a row is bound to, by its ``id`` and ``tenant_id``.
     about: Callable[[Any], str]
     #: Which rows hold their secret in clear, from the time before it was sealed.
     in_clear: ColumnElement[bool] | None = None
@@ -45,6 +45,10 @@ class ColumnStatus:
     #: Key id → rows that only this key opens.
     by_key: Mapping[str, int]
     in_clear: int
+
+
+#: Hears in a batch's transaction how many rows of each tenant it sealed again.
+OnBatch = Callable[[Session, str, Mapping[str, int]], None]
 
 
 @dataclass(slots=True)
@@ -71,7 +75,9 @@ def count_column(session: Session, column: SealedColumn) -> ColumnStatus:
     return ColumnStatus(column.name, dict(sorted(by_key.items())), in_clear)
 
 
-def rotate_column(db: Database, keyring: Keyring, column: SealedColumn) -> Rotated:
+def rotate_column(
+    db: Database, keyring: Keyring, column: SealedColumn, on_batch: OnBatch = lambda *_: None
+) -> Rotated:
     """Bring every token of a column under the active key, a short transaction for each batch.
 
     May be ended at any moment and begun again, and many may run at once, beside everything
@@ -87,7 +93,7 @@ def rotate_column(db: Database, keyring: Keyring, column: SealedColumn) -> Rotat
                 select(
                     column.id_column.label("id"),
                     column.column.label("token"),
-                    *column.about_columns,
+                    column.tenant_column.label("tenant_id"),
                 )
                 .where(
                     column.column.is_not(None),
@@ -97,8 +103,13 @@ def rotate_column(db: Database, keyring: Keyring, column: SealedColumn) -> Rotat
                 .order_by(column.id_column)
                 .limit(_BATCH)
             ).all()
+            tenants: Counter[str] = Counter()
             for row in rows:
-                _rotate_row(session, keyring, column, row, rotated)
+                if _rotate_row(session, keyring, column, row, rotated):
+                    tenants[row.tenant_id] += 1
+            if tenants:
+                on_batch(session, column.name, tenants)
+        rotated.resealed += tenants.total()
         if not rows:
             return rotated
         last = rows[-1].id
@@ -106,13 +117,13 @@ def rotate_column(db: Database, keyring: Keyring, column: SealedColumn) -> Rotat
 
 def _rotate_row(
     session: Session, keyring: Keyring, column: SealedColumn, row: Any, rotated: Rotated
-) -> None:
+) -> bool:
     try:
         token = keyring.reseal(row.token, column.about(row))
     except SealError as error:
         log.warning("not_resealed", what=column.name, row=row.id, code=error.code)
         rotated.refused[error.code] = rotated.refused.get(error.code, 0) + 1
-        return
+        return False
     moved = session.execute(
         update(column.id_column.class_)
         .where(column.id_column == row.id, column.column == row.token)
@@ -120,7 +131,7 @@ def _rotate_row(
         .returning(column.id_column)
         .execution_options(synchronize_session=False)
     ).first()
-    rotated.resealed += int(moved is not None)
+    return moved is not None
 
 
 def _key_id(column: SealedColumn) -> ColumnElement[str]:

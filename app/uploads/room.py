@@ -9,7 +9,7 @@ from app.tenants.quotas import Quotas, too_many
 
 _RETRY_SECONDS = 60
 
-# An archive is deleted once its images lie in shards; weights stay as they came.
+# An archive is deleted once its images lie in shards, a weights file once it is a model version.
 _STORED = text(
     """
     SELECT (SELECT coalesce(sum(packed_bytes + CASE
@@ -17,13 +17,15 @@ _STORED = text(
                 THEN coalesce(size_bytes, 0) ELSE 0 END), 0)
             FROM uploads
             WHERE tenant_id = :tenant_id AND id IS DISTINCT FROM :but_for)
+         + (SELECT coalesce(sum(weights_bytes), 0) FROM model_versions
+            WHERE tenant_id = :tenant_id AND state IN ('ready', 'archived'))
          + (SELECT coalesce(sum(size_bytes), 0) FROM artifacts WHERE tenant_id = :tenant_id)
     """
 )
 
 
 def stored_bytes(session: Session, tenant_id: str, *, but_for: str | None = None) -> int:
-    """Bytes of the tenant's uploads and artifacts, without those of one upload."""
+    """Bytes of the tenant's uploads, weights and artifacts, without those of one upload."""
     words = {"tenant_id": tenant_id, "but_for": but_for}
     return int(session.scalar(_STORED, words) or 0)
 

@@ -13,6 +13,11 @@ UPLOAD_SOURCES = {
     UploadState.READY: frozenset({UploadState.STORED, UploadState.RECEIVING}),
     UploadState.FAILED: frozenset({UploadState.RECEIVING, UploadState.STORED}),
 }
+#: The same for weights that lie ready: imported, or wanted by nobody for long.
+WEIGHTS_SOURCES = {
+    UploadState.IMPORTED: frozenset({UploadState.READY}),
+    UploadState.FAILED: frozenset({UploadState.READY}),
+}
 
 
 def settle_upload(session: Session, tenant_id: str, job_id: str, *, usable: bool) -> None:

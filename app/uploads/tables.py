@@ -43,6 +43,10 @@ UNTIDY_UPLOADS = (
 )
 
 
+#: Weights files in clear that no import has taken yet.
+WAITING_WEIGHTS = "uploads.state = 'ready' AND uploads.kind = 'weights'"
+
+
 class Upload(Base):
     """A client's archive or weights file."""
 
@@ -81,6 +85,7 @@ class Upload(Base):
             "created_at",
             postgresql_where=text(UNTIDY_UPLOADS),
         ),
+        Index("ix_uploads_weights", "created_at", postgresql_where=text(WAITING_WEIGHTS)),
     )
 
 

@@ -7,7 +7,7 @@ from hashlib import sha256
 
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from app.db.hold import HOLD
 from app.db.roles import SYSTEM_ROLE
@@ -18,6 +18,9 @@ from app.errors import FencedError, StorageError
 from app.jobs.cancel import cancel_job
 from app.jobs.record import record_chunk
 from app.jobs.states import JobState
+from app.jobs.tables import Chunk
+from app.keyring import Keyring, SealError
+from app.sealing.bundle import is_bundle
 from app.settings import Settings
 from app.stack.postgres import LocalPostgres
 from app.stack.snapshot import take_snapshot
@@ -124,6 +127,58 @@ def test_missing_checkpoint_counts_as_a_damaged_one(training: Training) -> None:
     second = training.next_attempt()
     assert_same(second.run(), undisturbed())
     assert second.steps[0] == 5
+
+
+def test_checkpoints_lie_sealed(training: Training) -> None:
+    weights = training.attempt().run()
+    newest = training.named()[0]
+    numbers = max(weights.values(), key=lambda tensor: tensor.numel()).numpy().tobytes()[:256]
+    assert numbers in training.opened(newest)
+    for key in training.stored():
+        body = training.objects.read(BUCKET, key)
+        assert is_bundle(body)
+        assert numbers not in body
+
+
+def test_exchanged_checkpoints_of_one_training_are_refused(training: Training) -> None:
+    training.attempt().die_at(12)
+    keys_, store = training.named(), training.objects
+    bodies = [store.read(BUCKET, key) for key in keys_]
+    for key, body in zip(keys_, reversed(bodies), strict=True):
+        store.put(BUCKET, key, body)
+    second = training.next_attempt()
+    assert_same(second.run(), undisturbed())
+    assert second.steps[0] == 0
+
+
+def test_checkpoint_in_clear_of_an_earlier_release_is_gone_on_from(training: Training) -> None:
+    training.attempt().die_at(12)
+    newest = training.named()[0]
+    body = training.opened(newest)
+    training.objects.put(BUCKET, newest, body)
+    entry = {"key": newest, "sha256": sha256(body).hexdigest(), "steps": 10}
+    with training.db.system() as session:
+        session.execute(
+            update(Chunk)
+            .where(Chunk.id == training.chunk)
+            .values(cursor={"checkpoints": [entry], "furthest": 10})
+        )
+    second = training.next_attempt()
+    assert_same(second.run(), undisturbed())
+    assert second.steps[0] == 10
+
+
+def test_sealing_key_that_is_gone_is_no_reason_to_start_over(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training.attempt().die_at(12)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.process, "keyring", Keyring({"other": bytes(32)}))
+        with pytest.raises(SealError) as caught:
+            training.next_attempt().run()
+    assert caught.value.code == "sealing_key_missing"
+    assert len(training.named()) == 2
+    assert training.next_attempt().run().keys() == undisturbed().keys()
 
 
 def test_training_outlives_a_store_that_does_not_answer(training: Training) -> None:

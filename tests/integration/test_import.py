@@ -105,25 +105,6 @@ def test_imported_weights_answer_as_torchvision_does_in_float32(
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_damaged_local_copy_of_weights_is_fetched_again(
-    service: Service,
-    objects: ObjectStore,
-    settings: Settings,
-    tenant_id: str,
-    network: torch.nn.Module,
-    as_file: Callable[[Tensors], bytes],
-) -> None:
-    # Numbers that no other test imports, so that no worker has them yet.
-    state = {name: value + 1e-3 for name, value in network.state_dict().items()}
-    job = run_import(service, tenant_id, as_file(state))
-    assert job.result is not None, job.error
-    copy = settings.cache_dir / "weights" / f"{job.result['sha256']}.safetensors"
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    copy.write_bytes(b"a bad sector")
-    found = recognise(service, objects, tenant_id, [photo(0)])
-    np.testing.assert_allclose(found, plain_forward(state, [photo(0)]), rtol=0, atol=1e-5)
-
-
 def photo(seed: int) -> Image.Image:
     """Coloured patches in an image that is neither square nor as large as the input."""
     patches = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)

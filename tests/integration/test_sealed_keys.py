@@ -10,6 +10,8 @@ from pydantic import SecretStr
 from sqlalchemy import select, update
 from typer.testing import CliRunner
 
+from app.audit.keys import AuditKey
+from app.audit.tables import AuditEntry
 from app.cli.main import app as darkroom
 from app.db.session import Database
 from app.errors import NotFoundError
@@ -20,7 +22,7 @@ from app.rotation import rotate, sealing_status
 from app.sealing import columns
 from app.settings import Settings
 from app.stack.postgres import LocalPostgres
-from tests.factories import add_version, make_tenant
+from tests.factories import PEPPER, add_version, make_tenant
 from tests.local_parts import Urls, build_database
 from tests.races import racing
 
@@ -28,6 +30,7 @@ OLD, NEW, OTHER = (bytes([number]) * 32 for number in (1, 2, 3))
 BEFORE = Keyring({"old": OLD})
 BETWEEN = Keyring({"new": NEW, "old": OLD})
 AFTER = Keyring({"new": NEW})
+AUDIT = AuditKey.derive(PEPPER)
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +119,18 @@ def test_after_a_rotation_the_old_key_opens_nothing_and_the_new_one_all(
     make_version(db, tenant_id)
     (status,) = sealing_status(db)
     assert (status.by_key, status.in_clear) == ({"old": 5}, 6)
-    (rotated,) = rotate(db, BETWEEN)
+    (rotated,) = rotate(db, BETWEEN, AUDIT)
     assert (rotated.resealed, rotated.refused) == (5, {})
     assert sealing_status(db)[0].by_key == {"new": 5}
     assert {one: key_of(db, AFTER, tenant_id, one) for one in keys} == keys
-    (again,) = rotate(db, BETWEEN)
+    (again,) = rotate(db, BETWEEN, AUDIT)
     assert again.resealed == 0
+    with db.tenant(tenant_id) as session:
+        told = session.scalars(select(AuditEntry).order_by(AuditEntry.id)).all()
+    assert {(entry.action, entry.actor, entry.target) for entry in told} == {
+        ("sealing.rotated", "operator", "new")
+    }
+    assert sum(entry.details["count"] for entry in told) == 5
 
 
 def test_rotation_that_broke_off_goes_on(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,9 +147,9 @@ def test_rotation_that_broke_off_goes_on(db: Database, monkeypatch: pytest.Monke
             return super().reseal(token, about)
 
     with pytest.raises(KeyboardInterrupt):
-        rotate(db, BrokenKeyring({"new": NEW, "old": OLD}))
+        rotate(db, BrokenKeyring({"new": NEW, "old": OLD}), AUDIT)
     assert sealing_status(db)[0].by_key == {"new": 2, "old": 1}
-    assert rotate(db, BETWEEN)[0].resealed == 1
+    assert rotate(db, BETWEEN, AUDIT)[0].resealed == 1
 
 
 def test_two_rotations_at_once_reseal_each_token_once(db: Database) -> None:
@@ -154,7 +163,7 @@ def test_two_rotations_at_once_reseal_each_token_once(db: Database) -> None:
                     .where(ModelVersion.id == one)
                     .values(sealed_key=BETWEEN.reseal(token_of(db, one), about(tenant_id, one)))
                 )
-            second = race(lambda: rotate(db, BETWEEN))
+            second = race(lambda: rotate(db, BETWEEN, AUDIT))
             second.waits()
         (rotated,) = second.passes()
     assert rotated.resealed == 0
@@ -171,7 +180,7 @@ def test_token_whose_key_is_gone_stays_and_is_told(db: Database) -> None:
     fine = make_version(db, tenant_id)
     with db.tenant(tenant_id) as session:
         version_data_key(session, Keyring({"other": OTHER}), tenant_id, fine)
-    (rotated,) = rotate(db, Keyring({"new": NEW, "other": OTHER}))
+    (rotated,) = rotate(db, Keyring({"new": NEW, "other": OTHER}), AUDIT)
     assert (rotated.resealed, rotated.refused) == (1, {"sealing_key_missing": 1})
     with pytest.raises(SealError, match="'old'") as caught:
         key_of(db, AFTER, tenant_id, lost)
@@ -207,6 +216,7 @@ def test_command_line_shows_and_rotates(
         "DATABASE_URL": urls.api,
         "SYSTEM_DATABASE_URL": urls.system,
         "DARKROOM_SEALING_KEYS": f"{new},{old}",
+        "DARKROOM_KEY_PEPPER": PEPPER,
     }.items():
         monkeypatch.setenv(name, value)
     run = CliRunner().invoke(darkroom, ["sealing", "status"])

@@ -95,9 +95,9 @@ def load_recogniser(
 
 
 def _as_computed(tensor: Tensor) -> Tensor:
-    # Cloned where nothing is converted: the tensor is a view of the mapped file, which
-    # another process may replace.
-    return tensor.to(torch.float32) if tensor.is_floating_point() else tensor.clone()
+    # A copy even where nothing is converted: the tensor is a view of the mapped file, which
+    # another process may replace, and which lives in memory for as long as one view does.
+    return tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.clone()
 
 
 def _require_digest(path: Path, sha256: str) -> None:
@@ -105,5 +105,5 @@ def _require_digest(path: Path, sha256: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise InvalidInputError(
-            f"{path.name} has the digest {found}, not {sha256}", code="weights_changed"
+            f"the weights have the digest {found}, not {sha256}", code="weights_changed"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from app.errors import InvalidInputError
@@ -61,16 +60,13 @@ def check_weights(path: Path, spec: ModelSpec) -> WeightsReport:
 
 
 def save_weights(weights: nn.Module | Mapping[str, Tensor], path: Path) -> None:
-    """Write weights as safetensors; the file is whole or not there."""
+    """Write weights as safetensors; the file may be one in memory, without a name."""
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     # Cloned, as safetensors refuses tensors that share memory.
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        save_file(tensors, partial, metadata={"format": "pt"})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = save(tensors, metadata={"format": "pt"})
+    del tensors
+    path.write_bytes(content)
 
 
 @contextmanager
@@ -84,7 +80,7 @@ def open_weights(path: Path) -> Iterator[Any]:
         file = safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, RuntimeError) as error:
         raise InvalidInputError(
-            f"{path.name} is not a whole safetensors file: {error}", code="weights_damaged"
+            f"this is not a whole safetensors file: {error}", code="weights_damaged"
         ) from error
     with file:
         yield file

@@ -8,9 +8,8 @@ and not deleted, goes when the job has ended (``app/dispatch/cleanup_objects.py`
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from io import BufferedRandom
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -20,11 +19,15 @@ from app.db.hold import deletions_held
 from app.errors import FencedError, ObjectMissingError, StorageError, UnavailableError
 from app.jobs.record import record_part
 from app.log import get_logger
+from app.models.weights import version_data_key
 from app.points import reach
+from app.sealing.bundle import SealedDamagedError, Subject
 from app.storage import keys
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
-from worker.tasks.versions import fetch_object, store_file
+from worker.tasks.files import memory_file, path_of
+from worker.tasks.sealed import store_sealed, unseal_into
+from worker.tasks.versions import fetch_object
 from worker.training.checkpoint import (
     CheckpointRefusedError,
     TrainingState,
@@ -59,12 +62,13 @@ class Checkpoints:
 
         Raises:
             StorageError: the store does not answer; trying again may help.
+            SealError: the key that seals them is not here; no reason to begin anew.
         """
         while self._kept:
             newest = self._kept[0]
             try:
                 self._restore(state, newest)
-            except (CheckpointRefusedError, ObjectMissingError) as error:
+            except (CheckpointRefusedError, SealedDamagedError, ObjectMissingError) as error:
                 log.warning("checkpoint_refused", key=newest["key"], detail=error.detail)
                 # The cursor names it no more; it is deleted when the job has ended.
                 self._kept.pop(0)
@@ -132,19 +136,17 @@ class Checkpoints:
         lease = self._held.lease
         key = keys.checkpoint(lease.tenant_id, lease.job_id, lease.attempt, state.steps)
         reach("checkpoint_begun")
-        try:
-            with tempfile.TemporaryDirectory(prefix="darkroom-checkpoint-") as folder:
-                path = Path(folder) / "checkpoint.safetensors"
-                save_checkpoint(state, path)
-                stored = store_file(self._process, key, path)
-        except OSError as error:
-            raise StorageError(
-                f"no checkpoint could be written: {error}", code="disk_unavailable"
-            ) from error
+        with memory_file() as file:
+            save_checkpoint(state, path_of(file))
+            stored = store_sealed(
+                self._process, lease, key, file, kind=_kind(key), on_part=self._held.move
+            )
         reach("checkpoint_stored")
         return {
             "key": key,
-            "sha256": stored.sha256,
+            # Of the object, as a backup compares it; and of what is sealed in it.
+            "sha256": stored.sealed_sha256,
+            "plain_sha256": stored.sha256,
             "epoch": state.epoch,
             "batch": state.batch,
             "steps": state.steps,
@@ -187,14 +189,29 @@ class Checkpoints:
             self._delete(dropped)
 
     def _restore(self, state: TrainingState, entry: dict[str, Any]) -> None:
-        with tempfile.TemporaryDirectory(prefix="darkroom-checkpoint-") as folder:
-            path = Path(folder) / "checkpoint.safetensors"
-            fetch_object(self._process, entry["key"], path)
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != entry["sha256"]:
-                raise CheckpointRefusedError(f"it has the digest {found}, not {entry['sha256']}")
-            restore_checkpoint(state, path)
+        with memory_file() as file:
+            if "plain_sha256" in entry:
+                self._open(entry, file)
+            else:
+                self._fetch_plain(entry, file)
+            restore_checkpoint(state, path_of(file))
+
+    def _open(self, entry: dict[str, Any], file: BufferedRandom) -> None:
+        lease, process = self._held.lease, self._process
+        version_id, key = str(lease.model_version_id), entry["key"]
+        with process.db.tenant(lease.tenant_id) as session:
+            data_key, _ = version_data_key(session, process.keyring, lease.tenant_id, version_id)
+        subject = Subject(lease.tenant_id, version_id, entry["plain_sha256"], _kind(key))
+        with process.store.open(process.settings.bucket, key) as stream:
+            unseal_into(file, stream, data_key, subject, on_part=self._held.move)
+
+    def _fetch_plain(self, entry: dict[str, Any], file: BufferedRandom) -> None:
+        """Fetch a checkpoint of the time before they were sealed."""
+        fetch_object(self._process, entry["key"], file)
+        file.seek(0)
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != entry["sha256"]:
+            raise CheckpointRefusedError(f"it has the digest {found}, not {entry['sha256']}")
 
     def _delete(self, entries: list[dict[str, Any]]) -> None:
         """Delete checkpoints that no committed cursor names."""
@@ -210,6 +227,11 @@ class Checkpoints:
             )
         except UnavailableError as error:
             log.warning("checkpoint_not_deleted", code=error.code, detail=error.detail)
+
+
+def _kind(key: str) -> str:
+    """What a checkpoint's bundle is bound to: its key names job, attempt and step."""
+    return f"checkpoint:{key}"
 
 
 def _progress(state: TrainingState) -> dict[str, Any]:

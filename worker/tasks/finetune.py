@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
+from io import BufferedRandom
 
 from sqlalchemy.orm import Session
 
@@ -21,6 +20,7 @@ from worker.recognisers.registry import default_preprocess
 from worker.recognisers.weights import check_weights, save_weights
 from worker.tasks.checkpoints import Checkpoints
 from worker.tasks.door import let_go
+from worker.tasks.files import memory_file, path_of
 from worker.tasks.splits import load_splits
 from worker.tasks.versions import register_version, store_weights
 from worker.training.data import TrainingStoppedError
@@ -67,10 +67,9 @@ def finetune_chunk(process: WorkerProcess, held: HeldLease) -> None:
     normalise = Normalise(spec.preprocess).to(process.device)
     tested = evaluate(module, normalise, test, device=process.device, on_answered=alive)
     scores = score(tested.predicted, test.targets, spec.classes)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "weights.safetensors"
-        save_weights(module, path)
-        _register(process, held, spec, path, scores, unread=len(train.failed) + len(test.failed))
+    with memory_file() as file:
+        save_weights(module, path_of(file))
+        _register(process, held, spec, file, scores, unread=len(train.failed) + len(test.failed))
 
 
 def _log_epoch(session: Session, lease: Lease, report: EpochReport) -> None:
@@ -94,7 +93,7 @@ def _register(
     process: WorkerProcess,
     held: HeldLease,
     spec: ModelSpec,
-    path: Path,
+    file: BufferedRandom,
     scores: Scores,
     *,
     unread: int,
@@ -102,8 +101,8 @@ def _register(
     """Store the weights, then make version, alias and job's end true in one transaction."""
     lease = held.lease
     version_id = str(lease.model_version_id)
-    report = check_weights(path, spec)
-    stored = store_weights(process, lease, path)
+    report = check_weights(path_of(file), spec)
+    stored = store_weights(process, held, file)
     result = {
         "model_version": version_id,
         "accuracy": scores.accuracy,

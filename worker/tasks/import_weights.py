@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
-from app.errors import InvalidInputError
+from app.db.hold import deletions_held
+from app.errors import InvalidInputError, UnavailableError
 from app.jobs.claim import Lease
+from app.jobs.imported import settle_weights
+from app.jobs.submit import upload_imported
+from app.log import get_logger
 from app.models.spec import ModelSpec, PreprocessSpec
-from app.uploads.tables import Upload
+from app.uploads.tables import Upload, UploadState
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
 from worker.recognisers.registry import default_preprocess, imagenet_classes
 from worker.recognisers.weights import check_weights, save_weights
+from worker.tasks.files import path_of, unnamed_file
 from worker.tasks.versions import fetch_object, register_version, store_weights
+
+log = get_logger(__name__)
 
 _TORCHVISION = "torchvision:"
 #: Between two looks at how far a download is.
@@ -27,16 +35,19 @@ _GROWTH_SECONDS = 5.0
 
 
 def import_chunk(process: WorkerProcess, held: HeldLease) -> None:
-    """Bring the weights here, compare them with the architecture, store and register them."""
+    """Bring the weights here, compare them with the architecture, seal and register them.
+
+    Then the file goes that the client sent: until now it lay in clear.
+    """
     lease = held.lease
     version_id = str(lease.model_version_id)
     spec = _spec(lease)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "weights.safetensors"
-        _bring(process, held, path)
-        report = check_weights(path, spec)
+    unneeded: list[str | None] = []
+    with unnamed_file() as file:
+        _bring(process, held, file)
+        report = check_weights(path_of(file), spec)
         held.move()
-        stored = store_weights(process, lease, path)
+        stored = store_weights(process, held, file)
     result = {
         "model_version": version_id,
         "parameters": report.parameters,
@@ -51,7 +62,30 @@ def import_chunk(process: WorkerProcess, held: HeldLease) -> None:
         parameter_count=report.parameters,
         result=result,
         lineage={"weights_sha256": stored.sha256},
+        also=lambda session: unneeded.append(_settle(session, lease)),
     )
+    _delete(process, [key for key in unneeded if key is not None])
+
+
+def _settle(session: Session, lease: Lease) -> str | None:
+    weights: str = lease.input["weights"]
+    if weights.startswith(_TORCHVISION):
+        return None
+    return settle_weights(session, lease.tenant_id, weights, lease.job_id)
+
+
+def _delete(process: WorkerProcess, object_keys: list[str]) -> None:
+    if not object_keys:
+        return
+    try:
+        if deletions_held(process.db):
+            # A backup's snapshot may still see this job open; the clean-up comes back for it.
+            log.info("weights_left", keys=object_keys)
+            return
+        process.store.delete(process.settings.bucket, object_keys)
+    except UnavailableError as error:
+        # The job has ended well, and the clean-up deletes what is left.
+        log.warning("weights_not_deleted", keys=object_keys, detail=error.detail)
 
 
 @contextmanager
@@ -104,7 +138,7 @@ def _preprocess(named: dict[str, Any] | None, base: ModelSpec | None, arch: str)
     return base.preprocess if base is not None else default_preprocess(arch)
 
 
-def _bring(process: WorkerProcess, held: HeldLease, path: Path) -> None:
+def _bring(process: WorkerProcess, held: HeldLease, file: BufferedRandom) -> None:
     lease = held.lease
     weights: str = lease.input["weights"]
     if weights.startswith(_TORCHVISION):
@@ -114,14 +148,16 @@ def _bring(process: WorkerProcess, held: HeldLease, path: Path) -> None:
             state = fetch_torchvision_weights(
                 lease.options["arch"], weights.removeprefix(_TORCHVISION)
             )
-        save_weights(state, path)
+        save_weights(state, path_of(file))
         return
     with process.db.tenant(lease.tenant_id) as session:
-        key = session.scalar(
-            select(Upload.object_key).where(
+        upload = session.execute(
+            select(Upload.object_key, Upload.state).where(
                 Upload.id == weights, Upload.tenant_id == lease.tenant_id
             )
-        )
-    if key is None:
+        ).first()
+    if upload is None:
         raise InvalidInputError(f"the upload {weights} is gone", code="upload_not_found")
-    fetch_object(process, key, path, on_part=held.move)
+    if upload.state == UploadState.IMPORTED:
+        raise upload_imported(weights)
+    fetch_object(process, upload.object_key, file, on_part=held.move)

@@ -6,11 +6,13 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from io import BufferedRandom
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.errors import ConflictError, InvalidInputError, StorageError
+from sqlalchemy.orm import Session
+
+from app.errors import InvalidInputError, StorageError
 from app.jobs.claim import Lease
 from app.jobs.record import record_chunk
 from app.log import get_logger
@@ -18,10 +20,13 @@ from app.models.promote import move_alias
 from app.models.register import complete_version
 from app.models.resolve import get_version, spec_of
 from app.models.spec import ModelSpec
-from app.models.states import VersionState
+from app.models.weights import StoredWeights, stored_weights
+from app.sealing.bundle import SealedDamagedError
 from app.storage import keys
-from app.storage.s3 import ObjectStore
+from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
+from worker.tasks.files import memory_file, path_of
+from worker.tasks.sealed import SealedFile, store_sealed, unseal_into
 
 if TYPE_CHECKING:
     from worker.recognisers.load import Recogniser
@@ -37,119 +42,150 @@ def warm_recogniser(process: WorkerProcess, tenant_id: str, version_id: str) -> 
     Raises:
         ConflictError: the version has no weights to serve with.
         InvalidInputError: the weights do not fit the architecture.
+        SealedDamagedError: they lie sealed, and not as they were sealed.
+        SealError: they lie sealed under a key that is not here.
         StorageError: they could not be fetched, or are not those that were registered; trying
             again may help.
     """
 
     def load() -> Recogniser:
-        from worker.recognisers.load import load_recogniser
-
-        spec, key, sha256 = _look_up(process, tenant_id, version_id)
-        path = fetch_file(
-            process.store,
-            process.settings.bucket,
-            key,
-            sha256=sha256,
-            folder=process.settings.cache_dir.expanduser() / "weights",
-            # Whoever wants the same version waits for this load.
-            on_part=process.heartbeat.move_all,
-        )
-        try:
-            return load_recogniser(spec, path, process.device, sha256=sha256)
-        except InvalidInputError as error:
-            if error.code == "weights_changed":
-                # What was fetched had the digest, so it is our copy that a disk has changed.
-                # Were it kept, every job of this version would fail here.
-                path.unlink(missing_ok=True)
-                raise StorageError(f"the local copy of {key} is damaged") from error
-            raise
+        spec, weights = _look_up(process, tenant_id, version_id)
+        how = _load_sealed if weights.is_sealed else _load_plain
+        return how(process, spec, weights)
 
     return process.recognisers.get(version_id, load)
 
 
-def fetch_file(
-    store: ObjectStore,
-    bucket: str,
-    key: str,
-    *,
-    sha256: str,
-    folder: Path,
-    on_part: Callable[[], None] = lambda: None,
-) -> Path:
-    """A local copy of an object under the name of its digest; fetched where it is not there.
+def _load_sealed(process: WorkerProcess, spec: ModelSpec, weights: StoredWeights) -> Recogniser:
+    """Sealed weights: a bundle on this disk as in the store, opened in memory only."""
+    from worker.recognisers.load import load_recogniser
 
-    ``on_part`` hears of every part that came.
+    data_key = weights.open_key(process.keyring)
+    with memory_file() as file:
+        _open_bundle(process, weights, data_key, file)
+        # Opening compared the digest.
+        return load_recogniser(spec, path_of(file), process.device)
+
+
+def _open_bundle(
+    process: WorkerProcess, weights: StoredWeights, data_key: bytes, file: BufferedRandom
+) -> None:
+    assert weights.sealed_sha256 is not None
+    path = _cached(process, weights.sealed_sha256, "sealed")
+    if path.exists():
+        try:
+            _unseal_file(process, path, weights, data_key, file)
+            return
+        except SealedDamagedError as error:
+            # It had the digest when it came, so a disk has changed our copy since.
+            log.warning("local_weights_damaged", version=weights.version_id, detail=error.detail)
+            path.unlink(missing_ok=True)
+    try:
+        _fetch(process, weights.object_key, weights.sealed_sha256, path)
+    except ObjectChangedError as error:
+        raise SealedDamagedError(
+            f"the sealed weights of {weights.version_id} are not those that were stored: "
+            "they were changed, cut, or exchanged in the object store"
+        ) from error
+    _unseal_file(process, path, weights, data_key, file)
+
+
+def _unseal_file(
+    process: WorkerProcess,
+    path: Path,
+    weights: StoredWeights,
+    data_key: bytes,
+    file: BufferedRandom,
+) -> None:
+    with path.open("rb") as bundle:
+        unseal_into(file, bundle, data_key, weights.subject, on_part=process.heartbeat.move_all)
+
+
+def _load_plain(process: WorkerProcess, spec: ModelSpec, weights: StoredWeights) -> Recogniser:
+    """Weights of the time before they were sealed."""
+    from worker.recognisers.load import load_recogniser
+
+    path = _cached(process, weights.sha256, "safetensors")
+    if not path.exists():
+        _fetch(process, weights.object_key, weights.sha256, path)
+    try:
+        return load_recogniser(spec, path, process.device, sha256=weights.sha256)
+    except InvalidInputError as error:
+        if error.code == "weights_changed":
+            # What was fetched had the digest, so it is our copy that a disk has changed.
+            # Were it kept, every job of this version would fail here.
+            path.unlink(missing_ok=True)
+            raise StorageError(f"the local copy of {weights.object_key} is damaged") from error
+        raise
+
+
+class ObjectChangedError(StorageError):
+    """An object arrived that has not the digest that was registered."""
+
+
+def _cached(process: WorkerProcess, sha256: str, ending: str) -> Path:
+    """Where a local copy lies, under the digest of the object."""
+    return process.settings.cache_dir.expanduser() / "weights" / f"{sha256}.{ending}"
+
+
+def _fetch(process: WorkerProcess, key: str, sha256: str, path: Path) -> None:
+    """Copy an object to a local path, whole or not at all.
 
     Raises:
-        StorageError: the object is not the one with this digest.
+        ObjectChangedError: the object is not the one with this digest.
+        StorageError: it could not be read; trying again may help.
     """
-    path = folder / f"{sha256}.safetensors"
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
-    handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:
-        with os.fdopen(handle, "wb") as file, store.open(bucket, key) as stream:
+        with (
+            os.fdopen(handle, "wb") as file,
+            process.store.open(process.settings.bucket, key) as stream,
+        ):
             while data := stream.read(_COPY_BYTES):
                 digest.update(data)
                 file.write(data)
-                on_part()
+                # Whoever wants the same version waits for this load.
+                process.heartbeat.move_all()
         if digest.hexdigest() != sha256:
-            raise StorageError(f"{key} arrived with the digest {digest.hexdigest()}, not {sha256}")
+            raise ObjectChangedError(
+                f"{key} arrived with the digest {digest.hexdigest()}, not {sha256}"
+            )
         # Renamed whole: another process never sees a part of the file.
         Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)
-    return path
 
 
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """Where a file lies now, and what it is."""
-
-    key: str
-    sha256: str
-    size_bytes: int
-
-
-def store_weights(process: WorkerProcess, lease: Lease, path: Path) -> StoredFile:
-    """Put a weights file in its place in the object store.
+def store_weights(process: WorkerProcess, held: HeldLease, file: BufferedRandom) -> SealedFile:
+    """Seal a weights file into its place in the object store.
 
     The attempt is part of the key: a worker that lost its lease and does not know it yet
     must not overwrite what the next attempt has registered.
 
     Raises:
-        StorageError: it could not be written; trying again may help.
+        SealError: the version's data key does not open.
+        UnavailableError: it could not be written; trying again may help.
     """
-    name = f"{lease.model_version_id}.{lease.attempt}"
-    return store_file(process, keys.weights(lease.tenant_id, name), path)
-
-
-def store_file(process: WorkerProcess, key: str, path: Path) -> StoredFile:
-    """Put a file in the object store, whole or not at all.
-
-    Raises:
-        StorageError: it could not be written; trying again may help.
-    """
-    with path.open("rb") as file, process.store.writer(process.settings.bucket, key) as writer:
-        while data := file.read(_COPY_BYTES):
-            writer.write(data)
-    return StoredFile(key, writer.sha256, writer.size)
+    lease = held.lease
+    key = keys.weights(lease.tenant_id, f"{lease.model_version_id}.{lease.attempt}")
+    return store_sealed(process, lease, key, file, on_part=held.move)
 
 
 def register_version(
     process: WorkerProcess,
     lease: Lease,
     spec: ModelSpec,
-    stored: StoredFile,
+    stored: SealedFile,
     *,
     parameter_count: int,
     result: Mapping[str, Any],
     scores: Mapping[str, Any] | None = None,
     lineage: Mapping[str, Any] | None = None,
+    also: Callable[[Session], None] = lambda _: None,
 ) -> None:
-    """Make the version, its alias and the end of its job true in one transaction.
+    """Make the version, its alias and the end of its job true in one transaction, with ``also``.
 
     Raises:
         FencedError: the lease was lost; nothing is written.
@@ -166,37 +202,39 @@ def register_version(
             weights_key=stored.key,
             weights_sha256=stored.sha256,
             weights_bytes=stored.size_bytes,
+            sealed_sha256=stored.sealed_sha256,
             parameter_count=parameter_count,
             scores=scores,
             lineage=lineage,
         )
         if options["alias"]:
             move_alias(session, lease.tenant_id, options["model"], options["alias"], version_id)
+        also(session)
     log.info("version_registered", version=version_id)
 
 
 def fetch_object(
-    process: WorkerProcess, key: str, path: Path, *, on_part: Callable[[], None] = lambda: None
+    process: WorkerProcess,
+    key: str,
+    file: BufferedRandom,
+    *,
+    on_part: Callable[[], None] = lambda: None,
 ) -> None:
-    """Copy an object to a local file; ``on_part`` hears of every part that came.
+    """Copy an object to a file; ``on_part`` hears of every part that came.
 
     Raises:
         ObjectMissingError: it is not there.
         StorageError: it could not be read; trying again may help.
     """
-    with process.store.open(process.settings.bucket, key) as stream, path.open("wb") as file:
+    with process.store.open(process.settings.bucket, key) as stream:
         while data := stream.read(_COPY_BYTES):
             file.write(data)
             on_part()
 
 
-def _look_up(process: WorkerProcess, tenant_id: str, version_id: str) -> tuple[ModelSpec, str, str]:
+def _look_up(
+    process: WorkerProcess, tenant_id: str, version_id: str
+) -> tuple[ModelSpec, StoredWeights]:
     with process.db.tenant(tenant_id) as session:
         version = get_version(session, tenant_id, version_id)
-        if version.state not in (VersionState.READY, VersionState.ARCHIVED):
-            raise ConflictError(
-                f"model version {version_id} is {version.state}", code="model_not_ready"
-            )
-        assert version.weights_key is not None
-        assert version.weights_sha256 is not None
-        return spec_of(version), version.weights_key, version.weights_sha256
+        return spec_of(version), stored_weights(version)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
@@ -129,7 +129,7 @@ def run_digest(spec: ModelSpec, recipe: TrainingRecipe, train: ImageSet) -> str:
 
 
 def save_checkpoint(state: TrainingState, path: Path) -> None:
-    """Write the state to a file; at least one step is over.
+    """Write the state to a file, which may be one in memory; at least one step is over.
 
     Raises:
         OSError: there is no room for it.
@@ -146,10 +146,9 @@ def save_checkpoint(state: TrainingState, path: Path) -> None:
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in _tensors(state).items()
     }
-    try:
-        save_file(tensors, path, metadata={_HEADER: json.dumps(header)})
-    except SafetensorError as error:
-        raise OSError(f"{path.name} was not written: {error}") from error
+    content = save(tensors, metadata={_HEADER: json.dumps(header)})
+    del tensors
+    path.write_bytes(content)
 
 
 def restore_checkpoint(state: TrainingState, path: Path) -> None:
@@ -220,9 +219,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             # Cloned: the tensors are views of a file that is about to be deleted.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
-        raise CheckpointRefusedError(f"{path.name} is no whole checkpoint: {error}") from error
+        raise CheckpointRefusedError(f"the file is no whole checkpoint: {error}") from error
     if not isinstance(header, dict):
-        raise CheckpointRefusedError(f"{path.name} is no checkpoint: its header is no object")
+        raise CheckpointRefusedError("the file is no checkpoint: its header is no object")
     return header, tensors
 
 
