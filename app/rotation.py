@@ -22,8 +22,13 @@ from app.sealing.columns import (
     count_column,
     rotate_column,
 )
+from app.webhooks.secrets import PREVIOUS_WEBHOOK_SECRETS, WEBHOOK_SECRETS
 
-SEALED_COLUMNS: tuple[SealedColumn, ...] = (VERSION_KEYS,)
+SEALED_COLUMNS: tuple[SealedColumn, ...] = (
+    VERSION_KEYS,
+    WEBHOOK_SECRETS,
+    PREVIOUS_WEBHOOK_SECRETS,
+)
 
 
 def sealing_status(db: Database) -> list[ColumnStatus]:

@@ -20,6 +20,8 @@ class Received:
     path: str
     headers: dict[str, str]
     body: dict[str, Any]
+    #: The body as it came.
+    raw: bytes
 
     @property
     def webhook_id(self) -> str:
@@ -45,8 +47,8 @@ class Receiver:
             def do_POST(self) -> None:
                 length = int(self.headers.get("Content-Length", 0))
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                body = json.loads(self.rfile.read(length))
-                receiver.received.append(Received(self.path, headers, body))
+                raw = self.rfile.read(length)
+                receiver.received.append(Received(self.path, headers, json.loads(raw), raw))
                 if receiver.answer is not None:
                     receiver.answer(self)
                     return

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pydantic import SecretStr
 from sqlalchemy import func, select, update
 
 from app.db.session import Database
@@ -13,8 +15,10 @@ from app.dispatch.fan_out import fan_out
 from app.dispatch.notify import notifying
 from app.dispatch.stops import end_stopped_jobs
 from app.jobs.cancel import cancel_job
+from app.keyring import Keyring
 from app.settings import Settings
-from app.webhooks.deliver import Claimed, claim_delivery, deliver
+from app.webhooks.claim import Claimed, claim_delivery
+from app.webhooks.deliver import deliver
 from app.webhooks.guard import Guard, Target
 from app.webhooks.hosts import split_url
 from app.webhooks.register import create_webhook
@@ -24,6 +28,9 @@ from tests.receiver import Receiver
 
 #: Webhooks of tests may go to this machine.
 LOCAL = ["127.0.0.1:*"]
+#: What seals the secrets of these webhooks; settings that send to them need its key.
+KEYRING = Keyring({"test": bytes(32)})
+SEALING_KEYS = SecretStr(f"test:{b64encode(bytes(32)).decode()}")
 LOCAL_GUARD = Guard(hosts=tuple(LOCAL))
 
 
@@ -35,9 +42,14 @@ def unchecked(url: str, *addresses: str) -> Target:
 def add_webhook(db: Database, tenant_id: str, url: str, *events: str) -> str:
     """The id of a new webhook for these events; for ``job.cancelled`` where none are named."""
     with db.tenant(tenant_id) as session:
-        return create_webhook(
-            session, tenant_id, target=LOCAL_GUARD.check(url), events=events or ("job.cancelled",)
-        ).id
+        webhook, _ = create_webhook(
+            session,
+            KEYRING,
+            tenant_id,
+            target=LOCAL_GUARD.check(url),
+            events=events or ("job.cancelled",),
+        )
+        return webhook.id
 
 
 def cancelled_job(db: Database, tenant_id: str) -> str:
@@ -94,7 +106,7 @@ def send_all(db: Database) -> int:
     fan_out_all(db)
     count = 0
     while claimed := claim_next(db):
-        deliver(db, claimed, LOCAL_GUARD)
+        deliver(db, claimed, LOCAL_GUARD, KEYRING)
         count += 1
     return count
 

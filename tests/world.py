@@ -19,7 +19,7 @@ from app.webhooks.register import create_webhook
 from tests.api_client import Api, import_body, make_key
 from tests.factories import add_upload, add_version, entry, make_tenant
 from tests.jobs import add_planned_job
-from tests.webhooks import unchecked
+from tests.webhooks import KEYRING, unchecked
 
 CONTENT = b"content"
 
@@ -54,8 +54,12 @@ def build_world(
         )
         version = add_version(session, tenant_id, name)
         move_alias(session, tenant_id, name, "production", version.id)
-        webhook = create_webhook(
-            session, tenant_id, target=unchecked("https://example.com/"), events=["job.failed"]
+        webhook, _ = create_webhook(
+            session,
+            KEYRING,
+            tenant_id,
+            target=unchecked("https://example.com/"),
+            events=["job.failed"],
         )
         found = {
             "job_id": job,

@@ -127,6 +127,7 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
         repeats=Repeats(),
         rates=Rates.from_settings(settings),
         keys=KnownKeys(settings.key_pepper.get_secret_value()),
+        keyring=cache(lambda: Keyring.from_settings(settings)),
         guard=Guard.from_settings(settings),
     )
     app.extensions["darkroom"] = here

@@ -15,6 +15,7 @@ from app.audit.keys import AuditKey
 from app.audit.repeats import Repeats
 from app.db.session import Database
 from app.jobs.admit import Admission
+from app.keyring import Keyring
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
 from app.tenants.known_keys import KnownKeys
@@ -42,6 +43,8 @@ class Parts:
     audit_key: Callable[[], AuditKey]
     #: Keeps a loop from filling it.
     repeats: Repeats
+    #: Seals what is secret.
+    keyring: Callable[[], Keyring]
     #: What webhooks may reach.
     guard: Guard
 

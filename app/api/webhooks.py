@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+from collections.abc import Callable
 
 from flask import Response
 from sqlalchemy.orm import Session
@@ -19,6 +19,8 @@ from app.api.schemas.webhooks import (
     DeliveryAnswer,
     DeliveryPage,
     DeliveryPath,
+    NewSecretAnswer,
+    RotateSecret,
     WebhookAnswer,
     WebhookPage,
     WebhookPath,
@@ -26,9 +28,9 @@ from app.api.schemas.webhooks import (
 from app.audit.actions import Action
 from app.tenants.scopes import Scope
 from app.webhooks import deliveries as log
-from app.webhooks import register
+from app.webhooks import register, secrets
 from app.webhooks.states import DeliveryState
-from app.webhooks.tables import WebhookDelivery
+from app.webhooks.tables import Webhook, WebhookDelivery
 
 resource = Resource("webhooks", "Webhooks", "Addresses of yours that are told of events.")
 
@@ -36,7 +38,7 @@ resource = Resource("webhooks", "Webhooks", "Addresses of yours that are told of
 @resource.route_as(
     "post",
     "/webhooks",
-    answers={201: WebhookAnswer},
+    answers={201: NewSecretAnswer},
     scope=Scope.ADMIN,
     audit=Action.WEBHOOK_CREATED,
 )
@@ -48,9 +50,14 @@ def create_webhook(body: CreateWebhook) -> Response:
     15 s takes it, 410 disables the webhook, and anything else is tried again for most of a day.
     A webhook that takes nothing for days, five unless the operator says otherwise, is disabled
     too; `disabled_reason` says so, and `…/enable` sets it going again.
+
+    Each is signed as [Standard Webhooks](https://www.standardwebhooks.com) says, in
+    `webhook-id`, `webhook-timestamp` and `webhook-signature`, with the `secret` in this answer.
+    It is shown here and never again: a replay under the same Idempotency-Key has `secret: null`.
     """
     here, tenant_id = parts(), principal().tenant_id
-    if (claim := read_claim()) is not None:
+    claim = read_claim()
+    if claim is not None:
         # First: a name that leads nowhere by now is no reason to refuse what was accepted.
         with here.db.tenant(tenant_id) as session:
             kept = claim.recall(session)
@@ -59,13 +66,14 @@ def create_webhook(body: CreateWebhook) -> Response:
     # Looks the name up, so no connection to the database is held meanwhile.
     target = here.guard.check(body.url)
 
-    def work(session: Session) -> Reply:
-        made = register.create_webhook(session, tenant_id, target=target, events=body.events)
-        # The host alone: the rest of an address is a secret of many a receiver.
-        describe(host=urlsplit(made.url).hostname, events=made.events)
-        return Reply(201, as_json(WebhookAnswer.model_validate(made)), f"/v1/webhooks/{made.id}")
+    def make(session: Session) -> tuple[Webhook, str]:
+        return register.create_webhook(
+            session, here.keyring(), tenant_id, target=target, events=body.events
+        )
 
-    return once(work)
+    # The host alone: the rest of an address is a secret of many a receiver.
+    describe(host=target.parts.host, events=body.events)
+    return _show_once(201, make)
 
 
 @resource.route_as("get", "/webhooks", answers={200: WebhookPage}, scope=Scope.ADMIN)
@@ -76,7 +84,7 @@ def list_webhooks(query: PageQuery) -> Response:
         rows, has_more = register.list_webhooks(
             session, tenant_id, after=query.after, limit=query.limit
         )
-    return send(WebhookPage(**page_fields(rows, has_more, WebhookAnswer.model_validate)))
+    return send(WebhookPage(**page_fields(rows, has_more, show_webhook)))
 
 
 @resource.route_as("get", "/webhooks/<webhook_id>", answers={200: WebhookAnswer}, scope=Scope.ADMIN)
@@ -85,7 +93,7 @@ def get_webhook(path: WebhookPath) -> Response:
     tenant_id = principal().tenant_id
     with parts().db.tenant(tenant_id) as session:
         found = register.get_webhook(session, tenant_id, path.webhook_id)
-    return send(WebhookAnswer.model_validate(found))
+    return send(show_webhook(found))
 
 
 @resource.route_as(
@@ -117,9 +125,37 @@ def enable_webhook(path: WebhookPath) -> Response:
 
     def work(session: Session) -> Reply:
         found = register.enable_webhook(session, tenant_id, path.webhook_id)
-        return Reply(200, as_json(WebhookAnswer.model_validate(found)))
+        return Reply(200, as_json(show_webhook(found)))
 
     return once(work)
+
+
+@resource.route_as(
+    "post",
+    "/webhooks/<webhook_id>/secret/rotate",
+    answers={200: NewSecretAnswer},
+    scope=Scope.ADMIN,
+    body_optional=True,
+    audit=Action.WEBHOOK_SECRET_ROTATED,
+)
+def rotate_webhook_secret(path: WebhookPath, body: RotateSecret) -> Response:
+    """Replace the secret that a webhook is signed with.
+
+    Until the overlap is over, what it is sent has two signatures, one by each secret, and a
+    receiver takes either. The new secret is in this answer and never again, as when a webhook is
+    made; without one so far, as those from before there were secrets, it has its first now.
+    """
+    here, tenant_id = parts(), principal().tenant_id
+
+    def make(session: Session) -> tuple[Webhook, str]:
+        found = register.get_webhook(session, tenant_id, path.webhook_id)
+        text = secrets.rotate_secret(
+            session, here.keyring(), found, overlap_seconds=body.overlap_seconds
+        )
+        return found, text
+
+    describe(overlap_seconds=body.overlap_seconds)
+    return _show_once(200, make)
 
 
 @resource.route_as(
@@ -177,6 +213,24 @@ def replay_delivery(path: DeliveryPath) -> Response:
     )
 
 
+def show_webhook(webhook: Webhook) -> WebhookAnswer:
+    """A webhook as an answer."""
+    return WebhookAnswer.model_validate(
+        {
+            "id": webhook.id,
+            "url": webhook.url,
+            "events": webhook.events,
+            "state": webhook.state,
+            "signed": webhook.sealed_secret is not None,
+            "previous_secret_ends_at": webhook.previous_secret_ends_at,
+            "disabled_reason": webhook.disabled_reason,
+            "first_failed_at": webhook.first_failed_at,
+            "created_at": webhook.created_at,
+            "disabled_at": webhook.disabled_at,
+        }
+    )
+
+
 def show_delivery(delivery: WebhookDelivery) -> DeliveryAnswer:
     """A delivery as an answer."""
     waits = delivery.state == DeliveryState.PENDING
@@ -203,3 +257,20 @@ def show_delivery(delivery: WebhookDelivery) -> DeliveryAnswer:
 
 def _sent_soon(delivery: WebhookDelivery) -> Reply:
     return Reply(202, as_json(show_delivery(delivery)))
+
+
+def _show_once(status: int, make: Callable[[Session], tuple[Webhook, str]]) -> Response:
+    """Show a secret just made; what is kept for a replay, and audited, holds none."""
+    claim = read_claim()
+    with parts().db.tenant(principal().tenant_id) as session:
+        kept = claim.recall(session) if claim else None
+        if kept is not None:
+            return replay(kept)
+        webhook, secret = make(session)
+        record(session, target=webhook.id)
+        shown = show_webhook(webhook).model_dump()
+        where = f"/v1/webhooks/{webhook.id}" if status == 201 else None
+        if claim:
+            answer = NewSecretAnswer(**shown, secret=None)
+            claim.keep(session, Reply(status, as_json(answer), where))
+    return Reply(status, as_json(NewSecretAnswer(**shown, secret=secret)), where).response()

@@ -1,4 +1,4 @@
-"""``darkroom webhooks add | list | remove | enable | test | deliveries | replay``."""
+"""``darkroom webhooks add | list | remove | enable | rotate | test | deliveries | replay``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.connect import GuardedGroup, JsonFlag, connect
-from app.cli.console import answer, print_json, print_table, state_text
+from app.cli.console import answer, note, print_json, print_table, say, state_text
+from app.cli.limits import read_seconds
 from app.cli.words import ago_text
 
 if TYPE_CHECKING:
@@ -32,10 +33,15 @@ def add(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Register an address: https to a public host, or what else the operator allows."""
+    """Register an address: https to a public host, or what else the operator allows.
+
+    The secret that signs what it is sent is shown once.
+    """
     with connect(context) as darkroom:
         webhook = darkroom.webhooks.create(url, event)
     answer(webhook.raw, f"{webhook.id}  {webhook.url}", as_json=as_json)
+    if not as_json:
+        _show_once(webhook)
 
 
 @app.command("list")
@@ -68,7 +74,15 @@ def _state_of(webhook: Webhook) -> str:
         return f"{webhook.state} ({webhook.disabled_reason})"
     if webhook.first_failed_at:
         return f"{webhook.state} (failing since {ago_text(webhook.first_failed_at)})"
+    if not webhook.signed:
+        return f"{webhook.state} (not signed)"
     return webhook.state
+
+
+def _show_once(webhook: Webhook) -> None:
+    if webhook.secret:
+        say(webhook.secret)
+        note(f"{webhook.id}: keep its secret now, it is not shown again")
 
 
 @app.command()
@@ -85,6 +99,30 @@ def enable(context: typer.Context, webhook_id: WebhookId, as_json: JsonFlag = Fa
     with connect(context) as darkroom:
         webhook = darkroom.webhooks.enable(webhook_id)
     answer(webhook.raw, f"{webhook.id} {webhook.state}", as_json=as_json)
+
+
+@app.command()
+def rotate(
+    context: typer.Context,
+    webhook_id: WebhookId,
+    overlap: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME", help="How long the old secret signs along: 2h, 1d; 0 ends it at once."
+        ),
+    ] = "1d",
+    as_json: JsonFlag = False,
+) -> None:
+    """Replace the secret of a webhook. The new one is shown once."""
+    seconds = read_seconds(overlap, "--overlap")
+    with connect(context) as darkroom:
+        webhook = darkroom.webhooks.rotate_secret(webhook_id, overlap_seconds=seconds)
+    if as_json:
+        print_json(webhook.raw)
+        return
+    _show_once(webhook)
+    if webhook.previous_secret_ends_at:
+        note(f"the old secret signs along for {overlap} more")
 
 
 @app.command("test")

@@ -2,5 +2,6 @@
 
 from app.client.darkroom import Darkroom
 from app.client.errors import ApiError
+from app.client.signature import SignatureError, verify_webhook
 
-__all__ = ["ApiError", "Darkroom"]
+__all__ = ["ApiError", "Darkroom", "SignatureError", "verify_webhook"]

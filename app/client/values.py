@@ -296,12 +296,15 @@ class Key(Value):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook(Value):
-    """An address that is told of events."""
+    """An address that is told of events; ``secret`` is shown once, when it is made or rotated."""
 
     id: str
     url: str = ""
     events: tuple[str, ...] = field(default=(), metadata={"read": _names})
     state: str = ""
+    secret: str | None = field(default=None, repr=False)
+    signed: bool = True
+    previous_secret_ends_at: datetime | None = None
     disabled_reason: str | None = None
     first_failed_at: datetime | None = None
     created_at: datetime | None = None

@@ -22,7 +22,11 @@ class Webhooks:
         *,
         idempotency_key: str | None = None,
     ) -> Webhook:
-        """Register an address; ``events`` are types, how a job ended where left out."""
+        """Register an address; ``events`` are types, how a job ended where left out.
+
+        Its ``secret``, which :func:`app.client.verify_webhook` takes, is in this answer and never
+        again.
+        """
         body: dict[str, Any] = {"url": url}
         if events:
             body["events"] = list(events)
@@ -46,6 +50,26 @@ class Webhooks:
     def enable(self, webhook_id: str) -> Webhook:
         """Tell a disabled webhook of events again, from now on."""
         answer = self._transport.call("POST", road("webhooks", webhook_id, "enable"))
+        return Webhook.from_dict(answer.json())
+
+    def rotate_secret(
+        self,
+        webhook_id: str,
+        *,
+        overlap_seconds: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Webhook:
+        """Replace the secret; the old one signs along for ``overlap_seconds``, a day if left out.
+
+        The new ``secret`` is in this answer and never again.
+        """
+        body = {} if overlap_seconds is None else {"overlap_seconds": overlap_seconds}
+        answer = self._transport.call(
+            "POST",
+            road("webhooks", webhook_id, "secret", "rotate"),
+            json=body,
+            idempotency_key=idempotency_key,
+        )
         return Webhook.from_dict(answer.json())
 
     def test(self, webhook_id: str) -> Delivery:

@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from app.db.session import Database
 from app.dispatch.fan_out import BATCH, fan_out
 from app.errors import UnavailableError
+from app.keyring import Keyring
 from app.log import get_logger
 from app.settings import Settings
-from app.webhooks.deliver import Claimed, claim_delivery, deliver
+from app.webhooks.claim import Claimed, claim_delivery
+from app.webhooks.deliver import deliver
 from app.webhooks.guard import Guard
 
 log = get_logger(__name__)
@@ -66,6 +68,7 @@ class _Senders:
 
     def __init__(self, settings: Settings, db: Database, threads: ThreadPoolExecutor) -> None:
         self._guard = Guard.from_settings(settings)
+        self._keyring = Keyring.from_settings(settings)
         self._failing_days = settings.webhook_failing_days
         self._db = db
         self._threads = threads
@@ -98,7 +101,13 @@ class _Senders:
 
     def _deliver(self, claimed: Claimed) -> None:
         try:
-            outcome = deliver(self._db, claimed, self._guard, failing_days=self._failing_days)
+            outcome = deliver(
+                self._db,
+                claimed,
+                self._guard,
+                self._keyring,
+                failing_days=self._failing_days,
+            )
             log.info(
                 "webhook_sent",
                 webhook=claimed.webhook_id,

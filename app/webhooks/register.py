@@ -12,8 +12,10 @@ from app.db.page import fetch_page
 from app.db.transition import transition
 from app.errors import ConflictError, NotFoundError
 from app.ids import WEBHOOK, new_id
+from app.keyring import Keyring
 from app.log import get_logger
 from app.webhooks.guard import Target
+from app.webhooks.secrets import make_secret
 from app.webhooks.states import WEBHOOK_SOURCES, WebhookState
 from app.webhooks.tables import Webhook
 
@@ -27,9 +29,16 @@ _MOST_PER_TENANT = 20
 
 
 def create_webhook(
-    session: Session, tenant_id: str, *, target: Target, events: Sequence[str]
-) -> Webhook:
+    session: Session,
+    keyring: Keyring,
+    tenant_id: str,
+    *,
+    target: Target,
+    events: Sequence[str],
+) -> tuple[Webhook, str]:
     """Register an address that the guard let pass for events of these types from now on.
+
+    With it comes the text of the secret that signs what it is sent, which is kept nowhere.
 
     Raises:
         ConflictError: ``too_many_webhooks``.
@@ -42,9 +51,12 @@ def create_webhook(
             f"there are {count} webhooks already, the most there may be; delete one first",
             code="too_many_webhooks",
         )
+    webhook_id = new_id(WEBHOOK)
+    secret = make_secret(keyring, tenant_id, webhook_id)
     webhook = Webhook(
-        id=new_id(WEBHOOK),
+        id=webhook_id,
         tenant_id=tenant_id,
+        sealed_secret=secret.token,
         url=target.url,
         events=list(dict.fromkeys(events)),
         state=WebhookState.ENABLED,
@@ -52,7 +64,7 @@ def create_webhook(
     session.add(webhook)
     session.flush()
     session.refresh(webhook)
-    return webhook
+    return webhook, secret.text
 
 
 def get_webhook(session: Session, tenant_id: str, webhook_id: str) -> Webhook:

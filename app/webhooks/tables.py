@@ -30,6 +30,11 @@ class Webhook(Base):
     #: Types of the events it wants.
     events: Mapped[JsonList]
     state: Mapped[str] = mapped_column(Text)
+    #: Tokens of :mod:`app.keyring`: the secret that signs, null in a webhook from before there
+    #: were any, and the one before it, which signs along until its end.
+    sealed_secret: Mapped[str | None] = mapped_column(Text)
+    sealed_previous_secret: Mapped[str | None] = mapped_column(Text)
+    previous_secret_ends_at: Mapped[Moment | None]
     #: Why it is disabled: ``gone`` where the receiver said 410, ``failing`` where for days
     #: nothing but failures came back.
     disabled_reason: Mapped[str | None] = mapped_column(Text)

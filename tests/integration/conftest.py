@@ -23,7 +23,7 @@ from tests.plans import BUCKET
 from tests.races import Race, racing
 from tests.receiver import Receiver
 from tests.relay import Bells
-from tests.webhooks import LOCAL
+from tests.webhooks import LOCAL, SEALING_KEYS
 from worker.process import WorkerProcess
 
 
@@ -114,7 +114,9 @@ def bells(quiet: Database, settings: Settings, valkey: LocalValkey) -> Iterator[
 @pytest.fixture
 def local(settings: Settings) -> Settings:
     """Settings that let webhooks go to this machine."""
-    return settings.model_copy(update={"webhook_hosts": ",".join(LOCAL)})
+    return settings.model_copy(
+        update={"webhook_hosts": ",".join(LOCAL), "sealing_keys": SEALING_KEYS}
+    )
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from app.webhooks.guard import Guard
 from app.webhooks.register import create_webhook
 from tests.api_client import Api, make_app, make_key
 from tests.factories import make_tenant
-from tests.webhooks import unchecked
+from tests.webhooks import KEYRING, unchecked
 
 HOOK = "http://127.0.0.1:9/hook"
 
@@ -139,9 +139,10 @@ def test_number_of_webhooks_is_bounded(api: Api) -> None:
 def test_webhook_of_another_tenant_is_not_found_by_any_verb(api: Api, database: Database) -> None:
     stranger = make_tenant(database)
     with database.tenant(stranger) as session:
-        webhook = create_webhook(
-            session, stranger, target=unchecked(HOOK), events=["job.failed"]
-        ).id
+        made, _ = create_webhook(
+            session, KEYRING, stranger, target=unchecked(HOOK), events=["job.failed"]
+        )
+        webhook = made.id
     here = f"/v1/webhooks/{webhook}"
     delivery = "dlv_01k8zj5w3v9q4t6y8b0d2f4h6k"
     for method, path in (

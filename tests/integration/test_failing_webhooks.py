@@ -11,7 +11,8 @@ from structlog.testing import capture_logs
 from app.db.session import Database
 from app.ids import WEBHOOK, new_id
 from app.settings import load_settings
-from app.webhooks.deliver import MOST_TRIES, Claimed, claim_delivery, record_outcome
+from app.webhooks.claim import MOST_TRIES, Claimed, claim_delivery
+from app.webhooks.deliver import record_outcome
 from app.webhooks.deliveries import send_test
 from app.webhooks.register import enable_webhook
 from app.webhooks.send import Outcome

@@ -117,13 +117,13 @@ def test_after_a_rotation_the_old_key_opens_nothing_and_the_new_one_all(
     monkeypatch.setattr(columns, "_BATCH", 2)
     tenant_id, keys = make_sealed(db, 5)
     make_version(db, tenant_id)
-    (status,) = sealing_status(db)
+    status, *_ = sealing_status(db)
     assert (status.by_key, status.in_clear) == ({"old": 5}, 6)
-    (rotated,) = rotate(db, BETWEEN, AUDIT)
+    rotated, *_ = rotate(db, BETWEEN, AUDIT)
     assert (rotated.resealed, rotated.refused) == (5, {})
     assert sealing_status(db)[0].by_key == {"new": 5}
     assert {one: key_of(db, AFTER, tenant_id, one) for one in keys} == keys
-    (again,) = rotate(db, BETWEEN, AUDIT)
+    again, *_ = rotate(db, BETWEEN, AUDIT)
     assert again.resealed == 0
     with db.tenant(tenant_id) as session:
         told = session.scalars(select(AuditEntry).order_by(AuditEntry.id)).all()
@@ -165,7 +165,7 @@ def test_two_rotations_at_once_reseal_each_token_once(db: Database) -> None:
                 )
             second = race(lambda: rotate(db, BETWEEN, AUDIT))
             second.waits()
-        (rotated,) = second.passes()
+        rotated, *_ = second.passes()
     assert rotated.resealed == 0
     assert {one: key_of(db, AFTER, tenant_id, one) for one in keys} == keys
 
@@ -180,7 +180,7 @@ def test_token_whose_key_is_gone_stays_and_is_told(db: Database) -> None:
     fine = make_version(db, tenant_id)
     with db.tenant(tenant_id) as session:
         version_data_key(session, Keyring({"other": OTHER}), tenant_id, fine)
-    (rotated,) = rotate(db, Keyring({"new": NEW, "other": OTHER}), AUDIT)
+    rotated, *_ = rotate(db, Keyring({"new": NEW, "other": OTHER}), AUDIT)
     assert (rotated.resealed, rotated.refused) == (1, {"sealing_key_missing": 1})
     with pytest.raises(SealError, match="'old'") as caught:
         key_of(db, AFTER, tenant_id, lost)

@@ -31,7 +31,7 @@ from app.training.metrics import log_metrics, read_metrics
 from app.webhooks.deliveries import send_test
 from app.webhooks.register import create_webhook
 from tests.factories import PEPPER, SPEC, add_job, add_upload, add_version, entry, make_tenant
-from tests.webhooks import unchecked
+from tests.webhooks import KEYRING, unchecked
 
 TABLES = [
     "tenants",
@@ -72,8 +72,12 @@ def furnish(database: Database) -> Owned:
         job = add_job(session, tenant_id)
         cancel_job(session, tenant_id, job.id)
         log_metrics(session, tenant_id, job.id, 1, {"loss": 0.5})
-        webhook = create_webhook(
-            session, tenant_id, target=unchecked("https://example.com/"), events=["job.failed"]
+        webhook, _ = create_webhook(
+            session,
+            KEYRING,
+            tenant_id,
+            target=unchecked("https://example.com/"),
+            events=["job.failed"],
         )
         send_test(session, tenant_id, webhook.id)
         upload = add_upload(session, tenant_id, [entry(0), entry(1, "dog")])

@@ -7,7 +7,7 @@ from sqlalchemy import text
 
 from app.db.session import Database
 from app.ids import WEBHOOK, new_id
-from app.webhooks.deliver import DUE, claim_delivery
+from app.webhooks.claim import DUE, claim_delivery
 from app.webhooks.states import WebhookState
 from app.webhooks.tables import Webhook
 from tests.factories import make_tenant

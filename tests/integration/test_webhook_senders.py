@@ -9,7 +9,8 @@ import sys
 
 from app.db.session import Database
 from app.settings import Settings
-from app.webhooks.deliver import Claimed, record_outcome
+from app.webhooks.claim import Claimed
+from app.webhooks.deliver import record_outcome
 from app.webhooks.deliveries import send_test
 from app.webhooks.send import Outcome
 from app.webhooks.states import DeliveryState

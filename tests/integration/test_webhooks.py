@@ -13,7 +13,8 @@ from app.jobs.events import Event
 from app.jobs.states import EventState
 from app.settings import Settings
 from app.stack.processes import free_port
-from app.webhooks.deliver import MOST_TRIES, back_off_seconds, deliver
+from app.webhooks.claim import MOST_TRIES
+from app.webhooks.deliver import back_off_seconds, deliver
 from app.webhooks.deliveries import replay_delivery, send_test
 from app.webhooks.guard import Guard
 from app.webhooks.register import enable_webhook, get_webhook
@@ -24,6 +25,7 @@ from tests.jobs import add_planned_job, at_once
 from tests.receiver import Receiver
 from tests.service import wait_until
 from tests.webhooks import (
+    KEYRING,
     add_webhook,
     cancelled_job,
     claim_next,
@@ -208,7 +210,7 @@ def test_host_that_is_allowed_no_more_is_not_asked(quiet: Database, receiver: Re
     fan_out_all(quiet)
     claimed = claim_next(quiet)
     assert claimed is not None
-    deliver(quiet, claimed, Guard(hosts=("example.com",)))
+    deliver(quiet, claimed, Guard(hosts=("example.com",)), KEYRING)
     assert receiver.received == []
     waiting = only_delivery(quiet, webhook)
     assert waiting.state == DeliveryState.PENDING

@@ -21,6 +21,7 @@ BODIES: dict[str, Any] = {
     "create_key": {"name": "made", "scopes": ["jobs:read"]},
     "rotate_key": {},
     # An address, so that no name is looked up.
+    "rotate_webhook_secret": {},
     "create_webhook": {"url": "https://1.1.1.1/"},
 }
 

@@ -23,7 +23,7 @@ from app.models.tables import Model
 from app.webhooks.register import create_webhook
 from tests.factories import PEPPER, add_job, add_key, add_upload, add_version
 from tests.integration.test_tenant_rows import furnish
-from tests.webhooks import unchecked
+from tests.webhooks import KEYRING, unchecked
 
 Connection = psycopg.Connection[Any]
 
@@ -123,7 +123,11 @@ def _add_childless(database: Database, tenant_id: str) -> None:
         add_version(session, tenant_id, "unnamed")
         add_upload(session, tenant_id)
         create_webhook(
-            session, tenant_id, target=unchecked("https://example.com/"), events=["job.failed"]
+            session,
+            KEYRING,
+            tenant_id,
+            target=unchecked("https://example.com/"),
+            events=["job.failed"],
         )
 
 

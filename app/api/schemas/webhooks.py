@@ -18,6 +18,7 @@ from app.api.schemas.base import (
     free_text,
 )
 from app.api.schemas.events import EventTypeWord
+from app.webhooks.secrets import DEFAULT_OVERLAP_SECONDS, MAX_OVERLAP_SECONDS
 
 _ENDS: tuple[EventTypeWord, ...] = (
     "job.succeeded",
@@ -58,6 +59,17 @@ class CreateWebhook(Request):
     )
 
 
+class RotateSecret(Request):
+    """How a webhook's secret is replaced."""
+
+    overlap_seconds: int = Field(
+        DEFAULT_OVERLAP_SECONDS,
+        ge=0,
+        le=MAX_OVERLAP_SECONDS,
+        description="The old secret signs along for so many seconds; 0 ends it at once.",
+    )
+
+
 class WebhookAnswer(Answer):
     """An address that is told of events."""
 
@@ -65,6 +77,13 @@ class WebhookAnswer(Answer):
     url: str
     events: list[str]
     state: Literal["enabled", "disabled"]
+    signed: bool = Field(
+        description="Whether what it is sent is signed: `false` in a webhook that was made before "
+        "there were secrets, until its secret is rotated."
+    )
+    previous_secret_ends_at: datetime | None = Field(
+        description="Until when the secret before the present one signs along; null if none does."
+    )
     disabled_reason: str | None = Field(
         description="`gone`: the receiver answered 410. `failing`: it took nothing for days."
     )
@@ -73,6 +92,15 @@ class WebhookAnswer(Answer):
     )
     created_at: datetime
     disabled_at: datetime | None
+
+
+class NewSecretAnswer(WebhookAnswer):
+    """A webhook whose secret was just made."""
+
+    secret: str | None = Field(
+        description="`whsec_` and the secret in base64, by which you verify what you are sent: in "
+        "this answer and never again, null in a replay."
+    )
 
 
 class WebhookPage(PageAnswer):
