@@ -62,9 +62,15 @@ bench: $(READY) ## Measure; ONLY= names one of tests/bench: scale, load
 	@test -n "$(ONLY)" || { echo 'say which: make bench ONLY=scale' >&2; exit 2; }
 	@$(BIN)/python -m tests.bench.$(ONLY)
 
+# Parts of the fuzz, each a module of tests/fuzz that ends with one line of figures.
+FUZZ := games images
+
 .PHONY: fuzz
-fuzz: $(READY) ## Play EXAMPLES=2000 games [SEED=n] of jobs and chunks against their model
-	@$(BIN)/python -m tests.model.play $(or $(EXAMPLES),2000) $(SEED)
+fuzz: $(READY) ## Attack with random input, part by part; ONLY= names one of tests/fuzz [SEED= EXAMPLES=]
+	@for part in $(or $(ONLY),$(FUZZ)); do \
+		$(BIN)/python -m tests.fuzz.$$part $(if $(SEED),--seed "$(SEED)") \
+			$(if $(EXAMPLES),--examples "$(EXAMPLES)"); \
+	done
 
 .PHONY: audit
 audit: $(READY) ## Ask PyPI for known vulnerabilities of every locked package

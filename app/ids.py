@@ -25,6 +25,7 @@ TENANT = "ten"
 KEY = "key"
 WEBHOOK = "whk"
 DELIVERY = "dlv"
+GRANT = "grt"
 REQUEST = "req"
 AUDIT_ENTRY = "aud"
 

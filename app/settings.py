@@ -97,6 +97,12 @@ class Settings(BaseSettings):
     upload_slots: Positive = Field(
         6, description="Uploads that may stream through one API process at once."
     )
+    upload_min_bytes_per_second: Positive = Field(
+        1024, description="An upload that comes more slowly for over a minute is cut off."
+    )
+    download_slots: Positive = Field(
+        6, description="Downloads that may stream through one API process at once."
+    )
     upload_part_bytes: Positive = Field(
         8 * MIB, ge=5 * MIB, description="Part size of multipart uploads to S3, in bytes."
     )

@@ -21,4 +21,4 @@ ENV PATH=/opt/darkroom/bin:$PATH PYTHONUNBUFFERED=1
 USER 10001
 WORKDIR /tmp
 EXPOSE 8080
-CMD ["gunicorn", "--worker-class", "gthread", "--threads", "16", "--bind", "0.0.0.0:8080", "app.api.app:create_app()"]
+CMD ["gunicorn", "--worker-class", "app.api.server.ApiWorker", "--threads", "16", "--bind", "0.0.0.0:8080", "app.api.app:create_app()"]

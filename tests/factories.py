@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import func
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.db.session import Database
@@ -20,6 +20,7 @@ from app.models.tables import ModelVersion
 from app.storage.keys import plain_weights
 from app.storage.s3 import ObjectStore
 from app.tenants.keys import create_tenant
+from app.tenants.tables import Tenant
 from app.uploads.pack import ShardEntry
 from app.uploads.tables import Shard, Upload, UploadKind, UploadState
 
@@ -31,6 +32,12 @@ def make_tenant(database: Database) -> str:
     """The id of a new tenant that owns nothing yet."""
     with database.system() as session:
         return create_tenant(session, f"t-{new_id(TENANT)[-26:]}").id
+
+
+def name_of_tenant(database: Database, tenant_id: str) -> str:
+    """What others call the tenant."""
+    with database.system() as session:
+        return session.scalars(select(Tenant.name).where(Tenant.id == tenant_id)).one()
 
 
 def add_job(

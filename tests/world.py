@@ -9,6 +9,7 @@ from typing import Any
 from app.datasets.freeze import freeze_dataset
 from app.db.session import Database
 from app.jobs.artifacts import add_artifact
+from app.models.grants import give_grant
 from app.models.promote import move_alias
 from app.settings import Settings
 from app.storage.keys import artifact as artifact_key
@@ -17,7 +18,7 @@ from app.training.metrics import log_metrics
 from app.webhooks.deliveries import send_test
 from app.webhooks.register import create_webhook
 from tests.api_client import Api, import_body, make_key
-from tests.factories import add_upload, add_version, entry, make_tenant
+from tests.factories import add_upload, add_version, entry, make_tenant, name_of_tenant
 from tests.jobs import add_planned_job
 from tests.webhooks import KEYRING, unchecked
 
@@ -38,6 +39,7 @@ def build_world(
 ) -> World:
     """A fresh tenant whose model and dataset are called ``name``."""
     tenant_id = make_tenant(database)
+    grantee = name_of_tenant(database, make_tenant(database))
     api = Api(app, make_key(database, settings, tenant_id))
     job = api("POST", "/v1/jobs", json=import_body(name)).json["id"]
     begun = api("POST", "/v1/uploads/multipart", json={"filename": "x.zip", "size_bytes": 7}).json
@@ -54,6 +56,7 @@ def build_world(
         )
         version = add_version(session, tenant_id, name)
         move_alias(session, tenant_id, name, "production", version.id)
+        give_grant(session, tenant_id, name, grantee, rights=["run"])
         webhook, _ = create_webhook(
             session,
             KEYRING,
@@ -78,6 +81,7 @@ def build_world(
             "name": name,
             "number": 1,
             "alias": "production",
+            "tenant": grantee,
             "webhook_id": webhook.id,
             "delivery_id": send_test(session, tenant_id, webhook.id).id,
             # No path has these; bodies do.

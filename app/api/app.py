@@ -20,6 +20,7 @@ from app.api import (
     datasets,
     docs,
     events,
+    grants,
     health,
     jobs,
     keys,
@@ -34,12 +35,14 @@ from app.api import (
 from app.api.audit import begin_note, check_noted
 from app.api.auth import check_key
 from app.api.document import build_document
+from app.api.headers import SECURITY_HEADERS, TRANSPORT_POLICY
 from app.api.idempotency import REPLAYED
 from app.api.parts import Parts
+from app.api.places import Places, held_threads
 from app.api.problems import raise_invalid, register_problems
 from app.api.rates import Rates
 from app.api.release import release
-from app.api.requests import JSON_MAX_BYTES, StrictRequest
+from app.api.requests import JSON_MAX_BYTES, StrictRequest, refuse_encodings, refuse_repeated
 from app.api.resource import Operation
 from app.api.schemas.base import Problem
 from app.api.wait import WaitSlots
@@ -70,6 +73,7 @@ _RESOURCES = (
     multipart.resource,
     datasets.resource,
     models.resource,
+    grants.resource,
     artifacts.resource,
     keys.resource,
     webhooks.resource,
@@ -79,8 +83,8 @@ _RESOURCES = (
     metrics.resource,
     docs.resource,
 )
-#: A client that sends or takes nothing for so long gives its thread back.
-_IDLE_SECONDS = 60.0
+#: A client that sends or takes nothing for so long gives its thread back; of files it is more.
+_IDLE_SECONDS, _FILE_IDLE_SECONDS = 20.0, 60.0
 
 log = get_logger(__name__)
 
@@ -112,16 +116,20 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     )
     app.openapi_version = "3.1.1"
     app.request_class = StrictRequest
+    # `//` is no other way to write `/`, and no redirect is made of it.
+    app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = JSON_MAX_BYTES
     # OPTIONS without a key would tell which addresses exist; no browser script of others calls us.
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    # Threads are left to those who do not wait, whatever the settings say.
+    held = held_threads(settings.api_threads)
     here = Parts(
         settings=settings,
         db=Database.from_settings(settings),
         store=ObjectStore.from_settings(settings),
-        # One thread is left to those who do not wait, whatever the settings say.
-        slots=WaitSlots(min(settings.wait_slots, settings.api_threads - 1)),
-        upload_slots=threading.BoundedSemaphore(settings.upload_slots),
+        slots=WaitSlots(Places(settings.wait_slots, held)),
+        upload_places=Places(settings.upload_slots, held),
+        download_places=Places(settings.download_slots, held),
         admission=Admission(Quotas.from_settings(settings)),
         audit_key=cache(lambda: AuditKey.derive(settings.key_pepper.get_secret_value())),
         repeats=Repeats(),
@@ -173,11 +181,15 @@ def _begin(operation: Operation | None) -> None:
     structlog.contextvars.bind_contextvars(request_id=g.request_id)
     connection = request.environ.get("gunicorn.socket")
     if connection is not None:
-        connection.settimeout(_IDLE_SECONDS)
+        long = operation is not None and operation.is_long
+        connection.settimeout(_FILE_IDLE_SECONDS if long else _IDLE_SECONDS)
     begin_note(operation.audit if operation is not None else None)
     # Without an operation there is no route: the 404 or 405 is on its way already.
     if operation is not None and operation.guarded:
         check_key(operation.scope)
+    if operation is not None:
+        refuse_encodings()
+        refuse_repeated()
     if operation is not None and operation.body_optional:
         request.body_optional = True  # type: ignore[attr-defined]
 
@@ -186,13 +198,10 @@ def _end(response: Response) -> Response:
     """Set what every answer carries, and log the request."""
     headers = response.headers
     headers["X-Request-Id"] = g.get("request_id", "")
-    headers["X-Content-Type-Options"] = "nosniff"
-    headers["Referrer-Policy"] = "no-referrer"
-    headers["X-Frame-Options"] = "DENY"
-    headers["Cross-Origin-Resource-Policy"] = "same-origin"
-    headers.setdefault(
-        "Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; sandbox"
-    )
+    for name, value in SECURITY_HEADERS.items():
+        headers.setdefault(name, value)
+    if request.is_secure:
+        headers["Strict-Transport-Security"] = TRANSPORT_POLICY
     headers.setdefault("Cache-Control", "no-store")
     if "audit" in g:
         check_noted(response, replayed=REPLAYED in headers)

@@ -10,6 +10,7 @@ from werkzeug.http import dump_options_header
 
 from app.api.audit import record_apart, skip_note
 from app.api.parts import parts, principal
+from app.api.places import Places
 from app.api.problems import problem
 from app.api.ranges import RangeNotSatisfiableError, wanted_range
 from app.api.replies import send
@@ -18,7 +19,7 @@ from app.api.schemas.service import ArtifactAnswer, ArtifactPath, LinkAnswer
 from app.api.views import show_artifact
 from app.audit.actions import Action
 from app.clock import utc_now
-from app.errors import NotFoundError, ObjectMissingError
+from app.errors import NotFoundError, ObjectMissingError, UnavailableError
 from app.jobs.artifacts import get_artifact as find_artifact
 from app.jobs.tables import Artifact
 from app.storage.streams import ObjectStream
@@ -27,6 +28,8 @@ from app.tenants.scopes import Scope
 resource = Resource("artifacts", "Artifacts", "Files that jobs made.")
 
 _PIECE_BYTES = 256 * 1024
+#: When a client that found no place should come back.
+_RETRY_SECONDS = 2
 _CONTENT_HEADERS = ("ETag", "Accept-Ranges", "Content-Disposition")
 
 
@@ -76,14 +79,7 @@ def download_artifact(path: ArtifactPath) -> Response:
             headers={"Content-Range": f"bytes */{size}"},
         )
     first, length = wanted or (0, size)
-    stream = _open(artifact, first, length)
-    pieces: Iterable[bytes] = _pieces(stream)
-    if request.method == "HEAD":
-        # Nobody will read from it, and only its reader closes it.
-        stream.close()
-        pieces = ()
-    else:
-        _note_download(artifact, stream, whole=wanted is None)
+    pieces: Iterable[bytes] = _take_stream(artifact, first, length, whole=wanted is None)
     headers["Content-Disposition"] = dump_options_header("attachment", {"filename": artifact.name})
     headers["Content-Length"] = str(length)
     if wanted is not None:
@@ -125,16 +121,12 @@ def _find(artifact_id: str) -> Artifact:
         return find_artifact(session, tenant_id, artifact_id)
 
 
-def _note_download(artifact: Artifact, stream: ObjectStream, *, whole: bool) -> None:
+def _note_download(artifact: Artifact, *, whole: bool) -> None:
     """Audit a download before its first byte; of one in many ranges one entry a minute."""
     if not whole and not parts().repeats.is_news("range", principal().key_id, artifact.id):
         skip_note()
         return
-    try:
-        record_apart(target=artifact.id, job=artifact.job_id, size_bytes=artifact.size_bytes)
-    except BaseException:
-        stream.close()
-        raise
+    record_apart(target=artifact.id, job=artifact.job_id, size_bytes=artifact.size_bytes)
 
 
 def _open(artifact: Artifact, first: int, length: int) -> ObjectStream:
@@ -148,7 +140,53 @@ def _open(artifact: Artifact, first: int, length: int) -> ObjectStream:
         ) from None
 
 
-def _pieces(stream: ObjectStream) -> Iterator[bytes]:
-    with stream:
-        while piece := stream.read(_PIECE_BYTES):
-            yield piece
+def _take_stream(artifact: Artifact, first: int, length: int, *, whole: bool) -> Iterable[bytes]:
+    """The bytes asked for; the reader of the answer closes what it holds, read or not.
+
+    Raises:
+        UnavailableError: ``downloads_busy``.
+    """
+    places = parts().download_places
+    if request.method == "HEAD":
+        # Nobody will read from it.
+        _open(artifact, first, length).close()
+        return ()
+    if not places.take():
+        raise UnavailableError(
+            f"as many downloads are under way as this process takes, {places.most} at most",
+            code="downloads_busy",
+            retry_after_seconds=_RETRY_SECONDS,
+        )
+    try:
+        download = _Download(_open(artifact, first, length), places)
+    except BaseException:
+        places.give_back()
+        raise
+    try:
+        _note_download(artifact, whole=whole)
+    except BaseException:
+        download.close()
+        raise
+    return download
+
+
+class _Download:
+    """An object's bytes on their way to a client, and the place that they hold."""
+
+    def __init__(self, stream: ObjectStream, places: Places) -> None:
+        self._stream = stream
+        self._places: Places | None = places
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            while piece := self._stream.read(_PIECE_BYTES):
+                yield piece
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go; the server calls it when the answer is sent, or its client has gone."""
+        self._stream.close()
+        if self._places is not None:
+            self._places.give_back()
+            self._places = None

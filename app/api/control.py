@@ -91,6 +91,7 @@ def retry_job(path: JobPath, body: RetryJob) -> Response:
             priority=body.priority,
             limits=limits_of(body.deadline, body.max_failed),
             metadata=body.metadata,
+            key_id=principal().key_id,
         )
         return accepted(session, job)
 

@@ -91,6 +91,7 @@ def _submit(session: Session, asked: PredictJob | FinetuneJob | ImportJob | Expo
                 priority=asked.priority,
                 limits=limits_of(asked.deadline, asked.max_failed),
                 metadata=asked.metadata,
+                key_id=principal().key_id,
             )
         case FinetuneJob():
             # Moved by the worker when the training is good enough: this is who asked for it.

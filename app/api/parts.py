@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import BoundedSemaphore
 from typing import cast
 
 from flask import current_app, g
 
+from app.api.places import Places
 from app.api.rates import Rates
 from app.api.wait import WaitSlots
 from app.audit.keys import AuditKey
@@ -32,7 +32,9 @@ class Parts:
     store: ObjectStore
     slots: WaitSlots
     #: Places for uploads that stream through: each holds a thread and the memory of a part.
-    upload_slots: BoundedSemaphore
+    upload_places: Places
+    #: Places for downloads: each holds a thread while its client reads.
+    download_places: Places
     #: Keeps tenants within their quotas.
     admission: Admission
     #: How often tenants ask, and strangers try.

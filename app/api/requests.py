@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
-from flask import Request
+from flask import Request, request
 from werkzeug.exceptions import ClientDisconnected
 
-from app.errors import DarkroomError, InvalidInputError
+from app.api.pace import PacedSocket
+from app.errors import DarkroomError, InvalidInputError, TooLargeError
 
 MIB = 1024 * 1024
 #: Inline items and class lists are the largest bodies there are.
@@ -31,6 +32,13 @@ class MediaTypeError(DarkroomError):
     status = 415
 
 
+class TooSlowBodyError(DarkroomError):
+    """The body did not arrive in time."""
+
+    code = "request_too_slow"
+    status = 408
+
+
 class StrictRequest(Request):
     """A request whose JSON has one meaning only, whoever reads it.
 
@@ -41,6 +49,35 @@ class StrictRequest(Request):
     max_form_parts = 0
     #: Set by the route: no body at all stands for an empty object.
     body_optional = False
+
+    def get_data(self, *args: Any, **words: Any) -> Any:
+        """The whole body.
+
+        Raises:
+            BadRequestError: ``body_incomplete``.
+            TooSlowBodyError: it did not arrive in time.
+            TooLargeError: it has more than :data:`JSON_MAX_BYTES`.
+        """
+        # One more than is taken: the framework cuts a body of unknown length there without a word.
+        self.max_content_length = JSON_MAX_BYTES + 1
+        try:
+            raw = super().get_data(*args, **words)
+        except Exception as error:
+            raise_body_fault(error)
+        if len(raw) > JSON_MAX_BYTES:
+            raise TooLargeError("the body is larger than this address takes")
+        return raw
+
+    def begin_upload(self, least_rate: float) -> None:
+        """Let the body take any time, at ``least_rate`` bytes a second."""
+        if (pace := self.pace) is not None:
+            pace.begin_upload(least_rate)
+
+    @property
+    def pace(self) -> PacedSocket | None:
+        """The clock of this body, where our server counts."""
+        found: PacedSocket | None = getattr(self.environ.get("wsgi.input"), "pace", None)
+        return found
 
     def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:  # noqa: ARG002
         """The body's text after it was checked; schemas read it as JSON a second time.
@@ -53,17 +90,67 @@ class StrictRequest(Request):
             return "{}"
         if not self.is_json:
             raise MediaTypeError("send JSON, with Content-Type: application/json")
-        self.max_content_length = JSON_MAX_BYTES
-        try:
-            raw = self.get_data(cache=True)
-        except ClientDisconnected:
-            raise body_incomplete() from None
+        raw = self.get_data(cache=True)
         try:
             text = raw.decode()
         except UnicodeDecodeError as error:
             raise _invalid_json(f"byte {error.start} is not UTF-8") from None
         check_json(text)
         return text
+
+
+def refuse_repeated() -> None:
+    """Refuse a query that names a parameter twice: others may read the other one.
+
+    Raises:
+        InvalidInputError: ``parameter_repeated``.
+    """
+    for name, values in request.args.lists():
+        if len(values) > 1:
+            raise InvalidInputError(
+                f"the parameter {name[:100]!r} stands twice", code="parameter_repeated"
+            )
+
+
+def refuse_encodings() -> None:
+    """Refuse a body that would have to be unpacked first: it may hold a thousand times more.
+
+    Raises:
+        MediaTypeError: ``content_encoding_unsupported``.
+    """
+    words = (
+        request.headers.get("Content-Encoding", ""),
+        request.headers.get("Transfer-Encoding", ""),
+    )
+    given = [word.strip().lower() for each in words for word in each.split(",")]
+    if odd := [word for word in given if word not in ("", "identity", "chunked")]:
+        raise MediaTypeError(
+            f"send the body as it is: the encoding {odd[0][:40]!r} is not taken",
+            code="content_encoding_unsupported",
+        )
+
+
+def raise_body_fault(error: Exception) -> NoReturn:
+    """Raise what happened while the body was read in our words.
+
+    Raises:
+        BadRequestError: ``body_incomplete``.
+        TooSlowBodyError: it did not arrive in time.
+    """
+    pace = cast(StrictRequest, request).pace
+    if pace is not None and pace.is_over:
+        raise TooLargeError("the body is larger than this address takes") from error
+    if pace is not None and pace.is_cut:
+        raise TooSlowBodyError(
+            "the body did not arrive in time: JSON has 30 s, a file may take longer as long as "
+            "it keeps coming"
+        ) from error
+    if isinstance(error, (ClientDisconnected, OSError)):
+        raise body_incomplete() from error
+    # Servers have errors of their own for broken chunked bodies.
+    if type(error).__module__.startswith("gunicorn."):
+        raise BadRequestError("the chunked body is broken", code="body_incomplete") from error
+    raise error
 
 
 def check_json(text: str) -> None:

@@ -52,6 +52,17 @@ class Operation:
     #: What the audit log calls it; None where it changes nothing and lets nothing out.
     audit: Action | None
 
+    @property
+    def is_long(self) -> bool:
+        """Whether a file or a stream passes, which a client may take its time for."""
+        forms = [form for each in self.answers.values() for form in _forms(each)]
+        streams = any(form in ("*/*", "text/event-stream") for form in forms)
+        return streams or bool(self.media_types)
+
+
+def _forms(answer: Form | tuple[Form, ...]) -> tuple[Form, ...]:
+    return answer if isinstance(answer, tuple) else (answer,)
+
 
 class Resource(APIBlueprint):
     """A blueprint under ``/v1`` whose routes are closed unless they say otherwise."""

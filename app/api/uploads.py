@@ -7,13 +7,12 @@ from contextlib import contextmanager, suppress
 
 from flask import Response, request
 from sqlalchemy.orm import Session
-from werkzeug.exceptions import ClientDisconnected
 
 from app.api.audit import record
 from app.api.idempotency import Claim, read_claim, replay
 from app.api.parts import parts, principal
 from app.api.replies import Reply, as_json, page_fields, send
-from app.api.requests import BadRequestError, MediaTypeError, body_incomplete
+from app.api.requests import MediaTypeError, body_incomplete, raise_body_fault
 from app.api.resource import Resource
 from app.api.schemas.base import PageQuery
 from app.api.schemas.uploads import (
@@ -142,18 +141,19 @@ def _place() -> Iterator[None]:
     Raises:
         UnavailableError: ``uploads_busy``: all are taken.
     """
-    here = parts()
-    if not here.upload_slots.acquire(blocking=False):
+    places = parts().upload_places
+    if not places.take():
         raise UnavailableError(
-            f"{here.settings.upload_slots} uploads are arriving, as many as this process takes; "
+            f"as many uploads are arriving as this process takes, {places.most} at most; "
             "try again, or send parts straight to the object store",
             code="uploads_busy",
             retry_after_seconds=_RETRY_SECONDS,
         )
+    request.begin_upload(parts().settings.upload_min_bytes_per_second)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        here.upload_slots.release()
+        places.give_back()
 
 
 def store_upload(session: Session, upload_id: str, *, size_bytes: int, sha256: str | None) -> Reply:
@@ -230,21 +230,15 @@ def _pieces(announced: int | None) -> Iterator[bytes]:
 
     Raises:
         BadRequestError: ``body_incomplete``: the connection ended, or fell silent, too early.
+        TooSlowBodyError: it comes more slowly than the least rate.
     """
     arrived = 0
     try:
         while piece := request.stream.read(_PIECE_BYTES):
             arrived += len(piece)
             yield piece
-    except (ClientDisconnected, OSError) as error:
-        raise body_incomplete() from error
-    except DarkroomError:
-        raise
     except Exception as error:
-        # Servers have errors of their own for broken chunked bodies.
-        if type(error).__module__.startswith("gunicorn."):
-            raise BadRequestError("the chunked body is broken", code="body_incomplete") from error
-        raise
+        raise_body_fault(error)
     if announced is not None and arrived < announced:
         raise body_incomplete()
 

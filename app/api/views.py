@@ -46,7 +46,7 @@ def show_jobs(session: Session, tenant_id: str, jobs: Sequence[Job]) -> list[Job
     return [
         _show_job(
             job,
-            models.get(job.model_version_id or ""),
+            models.get(job.model_version_id or "") or (job.shared_version or {}).get("reference"),
             datasets.get(job.dataset_version_id or ""),
         )
         for job in jobs
@@ -74,7 +74,7 @@ def _show_job(job: Job | Row[Any], model: str | None, dataset: str | None) -> Jo
             "input": source,
             "options": job.options,
             "metadata": job.metadata_,
-            "model_version": _named(job.model_version_id, model),
+            "model_version": _named(job.model_version_id or job.shared_version_id, model),
             "dataset_version": _named(job.dataset_version_id, dataset),
             "deadline_at": job.deadline_at,
             "max_failed": _max_failed(job),

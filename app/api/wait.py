@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from app.api.places import Places
 from app.clock import monotonic_seconds
 
 #: Between two looks at a row: short enough to feel instant, 4 cheap reads a second each.
@@ -15,19 +16,19 @@ _INTERVAL_SECONDS = 0.25
 class WaitSlots:
     """The places for clients that wait; each holds a thread, but no database connection."""
 
-    def __init__(self, slots: int) -> None:
-        self._slots = threading.BoundedSemaphore(slots)
+    def __init__(self, places: Places) -> None:
+        self._places = places
         self._closing = threading.Event()
 
     @contextmanager
     def take(self) -> Iterator[bool]:
         """Whether there was a free place; it is given back at the end of the block."""
-        taken = self._slots.acquire(blocking=False)
+        taken = self._places.take()
         try:
             yield taken
         finally:
             if taken:
-                self._slots.release()
+                self._places.give_back()
 
     def wait_until(self, done: Callable[[], bool], seconds: float) -> None:
         """Ask ``done`` at intervals until it says yes or ``seconds`` have passed."""

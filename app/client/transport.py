@@ -17,7 +17,8 @@ import httpx2
 from app.client.address import Address
 from app.client.errors import NO_KEY, RETRY_STATUS, UNREACHABLE, ApiError
 
-STORAGE_USED_UP = "too_many_bytes"
+#: Of what is used up, what a short wait does not bring back: room in the store, and a day's budget.
+USED_UP = ("too_many_bytes", "query_budget_spent")
 #: The service still works on the first call under this Idempotency-Key.
 IN_FLIGHT = "idempotency_key_in_flight"
 _TRIES = 5
@@ -239,7 +240,7 @@ class Transport:
         if error.code == UNREACHABLE:
             return self._met
         # Stored bytes do not go by themselves; a large file would be sent in vain again and again.
-        if error.code == STORAGE_USED_UP:
+        if error.code in USED_UP:
             return False
         return error.status in RETRY_STATUS or error.code == IN_FLIGHT
 

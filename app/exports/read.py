@@ -96,15 +96,27 @@ def take_snapshot(session: Session, tenant_id: str, job_id: str) -> Snapshot:
         options=job.options,
         created_at=job.created_at.isoformat(),
         ended_at=job.ended_at.isoformat() if job.ended_at else None,
-        provenance=Provenance()
-        if version is None
-        else Provenance(
+        provenance=_provenance(job, version, model_name),
+    )
+
+
+def _provenance(job: Job, version: ModelVersion | None, model_name: str | None) -> Provenance:
+    if version is not None:
+        return Provenance(
             model=f"{model_name}@{version.number}",
             model_version_id=version.id,
             weights_sha256=version.weights_sha256,
             preprocess_sha256=version.preprocess_sha256,
-        ),
-    )
+        )
+    if job.shared_version is not None:
+        # Another tenant's, by what was granted then: it may not be any more.
+        return Provenance(
+            model=job.shared_version["reference"],
+            model_version_id=job.shared_version_id,
+            weights_sha256=job.shared_version["weights_sha256"],
+            preprocess_sha256=job.shared_version["preprocess_sha256"],
+        )
+    return Provenance()
 
 
 def iter_pages(

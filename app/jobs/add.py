@@ -28,12 +28,14 @@ _INSERT = select(Job).from_statement(
         WITH job AS (
             INSERT INTO jobs (id, tenant_id, kind, state, priority, input, options, metadata,
                               model_version_id, dataset_version_id, retry_of,
+                              key_id, shared_version_id, shared_version,
                               deadline_at, max_failed_items, max_failed_fraction,
                               queued_at, sealed_at, event_number,
                               total, succeeded, failed, skipped, cancelled, seq)
             VALUES (:job_id, :tenant_id, :kind, :state, :priority, CAST(:input AS jsonb),
                     CAST(:options AS jsonb), CAST(:metadata AS jsonb),
                     :model_version_id, :dataset_version_id, :retry_of,
+                    :key_id, :shared_version_id, CAST(:shared_version AS jsonb),
                     :deadline_at, :max_failed_items, :max_failed_fraction,
                     CASE WHEN :planned THEN NULL ELSE now() END,
                     CASE WHEN :sealed THEN now() END, :event_number,
@@ -82,6 +84,9 @@ def add_job(
     limits: Limits = NO_LIMITS,
     metadata: Mapping[str, Any] | None = None,
     retry_of: str | None = None,
+    key_id: str | None = None,
+    shared_version_id: str | None = None,
+    shared_version: Mapping[str, Any] | None = None,
     sealed: bool = True,
 ) -> Job:
     """A job with its first chunk: the plan, or for jobs without items the whole work.
@@ -104,6 +109,9 @@ def add_job(
         "model_version_id": model_version_id,
         "dataset_version_id": dataset_version_id,
         "retry_of": retry_of,
+        "key_id": key_id,
+        "shared_version_id": shared_version_id,
+        "shared_version": None if shared_version is None else json.dumps(dict(shared_version)),
         "chunk_id": new_id(CHUNK),
         "task": first,
         "queue": QUEUE_OF_TASK[first],

@@ -51,6 +51,8 @@ class Lease:
     options: dict[str, Any]
     model_version_id: str | None
     dataset_version_id: str | None
+    #: Whether the model version is another tenant's.
+    is_shared: bool = False
 
     @property
     def has_items(self) -> bool:
@@ -122,7 +124,12 @@ def claim_chunk(
         _start_job(session, tenant_id, chunk.job_id)
     job = session.execute(
         select(
-            Job.kind, Job.input, Job.options, Job.model_version_id, Job.dataset_version_id
+            Job.kind,
+            Job.input,
+            Job.options,
+            Job.model_version_id,
+            Job.dataset_version_id,
+            Job.shared_version_id,
         ).where(Job.id == chunk.job_id, Job.tenant_id == tenant_id)
     ).one()
     # Read apart: RETURNING would send the old and possibly large value through the UPDATE.
@@ -143,8 +150,9 @@ def claim_chunk(
         kind=JobKind(job.kind),
         input=job.input,
         options=job.options,
-        model_version_id=job.model_version_id,
+        model_version_id=job.model_version_id or job.shared_version_id,
         dataset_version_id=job.dataset_version_id,
+        is_shared=job.shared_version_id is not None,
     )
 
 

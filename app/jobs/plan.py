@@ -21,6 +21,7 @@ from app.jobs.claim import Lease
 from app.jobs.inputs import Fault, Found, read_input
 from app.jobs.item_quota import ItemQuota
 from app.jobs.items import JobItem, fetched_together, pack_items
+from app.jobs.query_budget import spend_budget
 from app.jobs.record import record_failure, record_part, record_plan
 from app.jobs.states import ChunkState, ChunkTask, JobKind
 from app.jobs.stint import Stint
@@ -95,10 +96,11 @@ def plan_job(
                 _commit_part(db, settings, lease, part)
                 if quota.must_wait(part.planned):
                     return True
+    items = part.planned + part.item_count
     with db.tenant(lease.tenant_id) as session:
         if faults.count:
             record_failure(session, lease, faults.as_error().as_dict())
-        elif not quota.fail_if_too_large(session, part.planned + part.item_count):
+        elif not quota.fail_if_too_large(session, items) and spend_budget(session, lease, items):
             part.write(session, settings.lease_seconds)
             record_plan(session, lease)
     return True
@@ -259,11 +261,12 @@ def _full_chunk(session: Session, lease: Lease, settings: Settings) -> int:
 
 def _chunk_size(session: Session, lease: Lease) -> int:
     """Items per chunk by the rate of the last job that this model version finished."""
+    version = Job.shared_version_id if lease.is_shared else Job.model_version_id
     recent = (
         select(Job)
         .where(
             Job.tenant_id == lease.tenant_id,
-            Job.model_version_id == lease.model_version_id,
+            version == lease.model_version_id,
             Job.ended_at.is_not(None),
         )
         .order_by(Job.ended_at.desc())

@@ -39,7 +39,8 @@ _WHOLE = f"""
                 THEN jsonb_build_object('items_count', jsonb_array_length(jobs.input -> 'items'))
                 ELSE jobs.input
            END AS input,
-           models.name || '@' || model_versions.number AS model,
+           coalesce(models.name || '@' || model_versions.number,
+                    jobs.shared_version ->> 'reference') AS model,
            datasets.name || '@' || dataset_versions.number AS dataset
     FROM jobs
     LEFT JOIN model_versions ON model_versions.id = jobs.model_version_id

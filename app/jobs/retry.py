@@ -12,10 +12,11 @@ from app.errors import ConflictError, InvalidInputError
 from app.jobs.add import add_job
 from app.jobs.limits import NO_LIMITS, Limits
 from app.jobs.progress import get_job
+from app.jobs.query_budget import check_budget
 from app.jobs.retried import Which, count_retried
 from app.jobs.states import TERMINAL_JOB_STATES, ChunkState, ChunkTask, JobKind
 from app.jobs.tables import Chunk, Job
-from app.models.resolve import resolve_version
+from app.models.shared import choose_version
 
 
 def submit_retry(
@@ -29,6 +30,7 @@ def submit_retry(
     priority: int | None = None,
     limits: Limits = NO_LIMITS,
     metadata: Mapping[str, Any] | None = None,
+    key_id: str | None = None,
 ) -> Job:
     """Submit the recognition of the items of a closed job that failed, or never ended.
 
@@ -38,6 +40,8 @@ def submit_retry(
     Raises:
         NotFoundError: no such job, or model.
         ConflictError: ``not_retryable``, ``job_not_ended``; or the model version takes no jobs.
+        ForbiddenError: the model is another tenant's, who has taken back the right to run it.
+        TooManyError: ``query_budget_spent``.
         InvalidInputError: ``nothing_to_retry``, ``input_not_read``.
     """
     source = get_job(session, tenant_id, job_id)
@@ -63,7 +67,13 @@ def submit_retry(
             which
         ]
         raise InvalidInputError(f"job {job_id} has no images that {what}", code="nothing_to_retry")
-    version = resolve_version(session, tenant_id, model or str(source.model_version_id))
+    version = choose_version(
+        session,
+        tenant_id,
+        model or str(source.model_version_id or source.shared_version_id),
+        labelled=source.dataset_version_id is not None,
+    )
+    check_budget(session, tenant_id, key_id, version.shared, {})
     return add_job(
         session,
         tenant_id,
@@ -71,8 +81,9 @@ def submit_retry(
         first=ChunkTask.PLAN,
         input={"retry_of": job_id, "which": which},
         options={**source.options, **(options or {})},
-        model_version_id=version.id,
         dataset_version_id=source.dataset_version_id,
+        key_id=key_id,
+        **version.columns,
         priority=source.priority if priority is None else priority,
         limits=limits,
         metadata=source.metadata_ if metadata is None else metadata,

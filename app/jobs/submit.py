@@ -14,12 +14,13 @@ from app.errors import InvalidInputError, NotFoundError
 from app.jobs.add import add_job
 from app.jobs.limits import NO_LIMITS, Limits
 from app.jobs.progress import get_job
+from app.jobs.query_budget import check_budget
 from app.jobs.retried import list_retries
 from app.jobs.source import check_source
 from app.jobs.states import ChunkTask, JobKind
 from app.jobs.tables import Job
 from app.models.register import announce_version
-from app.models.resolve import resolve_version
+from app.models.shared import choose_version
 from app.models.spec import PreprocessSpec
 from app.training.recipe import TrainingRecipe
 from app.uploads.tables import Upload, UploadKind, UploadState
@@ -38,14 +39,21 @@ def submit_predict(
     priority: int = 0,
     limits: Limits = NO_LIMITS,
     metadata: Mapping[str, Any] | None = None,
+    key_id: str | None = None,
 ) -> Job:
     """Submit the recognition of every item of ``source`` by one model version.
 
     The version is resolved now: an alias that moves later does not change this job.
-    ``options`` are the fields of the pipeline's predict options, complete.
+    ``options`` are the fields of the pipeline's predict options, complete; the items count
+    against the query budget of the key, and of the grant where ``model`` is another tenant's.
+
+    Raises:
+        TooManyError: ``query_budget_spent``.
     """
-    version = resolve_version(session, tenant_id, model)
+    labelled = source.get("dataset") is not None
+    version = choose_version(session, tenant_id, model, labelled=labelled)
     kept, dataset_version_id = check_source(session, tenant_id, source, own_bucket=own_bucket)
+    check_budget(session, tenant_id, key_id, version.shared, kept)
     return add_job(
         session,
         tenant_id,
@@ -53,8 +61,9 @@ def submit_predict(
         first=ChunkTask.PLAN,
         input=kept,
         options=dict(options),
-        model_version_id=version.id,
         dataset_version_id=dataset_version_id,
+        key_id=key_id,
+        **version.columns,
         priority=priority,
         limits=limits,
         metadata=metadata,
@@ -233,6 +242,8 @@ def submit_export(
         input={"job": job_id},
         options={"format": format, "only": only, "include_retries": include_retries},
         model_version_id=source.model_version_id,
+        shared_version_id=source.shared_version_id,
+        shared_version=source.shared_version,
         priority=priority,
         limits=limits,
         metadata=metadata,

@@ -58,6 +58,13 @@ class Job(Base):
     metadata_: Mapped[Json] = mapped_column("metadata")
     model_version_id: Mapped[Id | None]
     dataset_version_id: Mapped[Id | None]
+    #: The key it was submitted with, whose query budget its items count against.
+    key_id: Mapped[Id | None]
+    #: The version it runs where that is another tenant's: no foreign key leads out of a tenant.
+    shared_version_id: Mapped[Id | None]
+    #: What names that version, as it was granted when the job was submitted; see
+    #: :meth:`app.models.shared.SharedVersion.as_kept`.
+    shared_version: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
 
     #: Items in all; final once ``sealed_at`` is set.
     total: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -110,6 +117,7 @@ class Job(Base):
     __table_args__ = (
         of_same_tenant("model_version_id", "model_versions"),
         of_same_tenant("dataset_version_id", "dataset_versions"),
+        of_same_tenant("key_id", "api_keys"),
         of_same_tenant("retry_of", "jobs"),
         CheckConstraint(one_of("kind", JobKind), name="kind"),
         CheckConstraint(one_of("state", JobState), name="state"),
@@ -142,6 +150,17 @@ class Job(Base):
         ),
         Index("ix_jobs_retry_of", "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
         Index("ix_jobs_model_version_id", "model_version_id", "ended_at"),
+        Index(
+            "ix_jobs_shared_version_id",
+            "shared_version_id",
+            "ended_at",
+            postgresql_where=text("shared_version_id IS NOT NULL"),
+        ),
+        CheckConstraint(
+            "shared_version_id IS NULL OR (model_version_id IS NULL AND "
+            "shared_version IS NOT NULL)",
+            name="shared_version",
+        ),
         Index(
             "ix_jobs_untidied",
             "ended_at",

@@ -1,7 +1,8 @@
-"""Machine-learning models as rows: names, immutable versions, movable aliases."""
+"""Machine-learning models as rows: names, versions, aliases, and who else may use them."""
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 from sqlalchemy import (
@@ -14,11 +15,12 @@ from sqlalchemy import (
     UniqueConstraint,
     func,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 import app.tenants.tables  # noqa: F401  (foreign keys point to it)
 from app.db.base import Base, Id, Json, JsonList, Moment, of_same_tenant, one_of
+from app.models.rights import Answers
 from app.models.states import VersionState
 
 
@@ -34,6 +36,7 @@ class Model(Base):
 
     __table_args__ = (
         UniqueConstraint("tenant_id", "name"),
+        # Grants need it, too: who grants a right on a model must own it.
         Index("ix_models_tenant_id_id", "tenant_id", "id", unique=True),
     )
 
@@ -104,3 +107,54 @@ class Alias(Base):
         of_same_tenant("model_id", "models"),
         of_same_tenant("version_id", "model_versions"),
     )
+
+
+class Grant(Base):
+    """What another tenant may do with all versions of a model; no row is no right at all."""
+
+    __tablename__ = "grants"
+
+    id: Mapped[Id] = mapped_column(primary_key=True)
+    #: The model's owner.
+    tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
+    model_id: Mapped[Id]
+    grantee_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
+    #: Words of :class:`app.models.rights.Right`.
+    rights: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    #: How exactly the grantee is answered; see :class:`app.models.rights.Answers`.
+    answers: Mapped[str] = mapped_column(Text)
+    #: Items that the model answers the grantee in a day (UTC); NULL is any number.
+    max_items_per_day: Mapped[int | None] = mapped_column(BigInteger)
+    created_at: Mapped[Moment] = mapped_column(server_default=func.now())
+    updated_at: Mapped[Moment] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        of_same_tenant("model_id", "models"),
+        UniqueConstraint("model_id", "grantee_id"),
+        CheckConstraint(
+            "rights <@ ARRAY['run', 'evaluate', 'export'] AND cardinality(rights) > 0",
+            name="rights",
+        ),
+        CheckConstraint(one_of("answers", Answers), name="answers"),
+        CheckConstraint("max_items_per_day > 0", name="max_items_per_day"),
+        CheckConstraint("grantee_id <> tenant_id", name="others"),
+        Index("ix_grants_grantee_id", "grantee_id"),
+    )
+
+
+class QueryCount(Base):
+    """Items planned for one tenant on one day (UTC), by a line of keys or with a shared model.
+
+    Written by the database's function ``spend_queries`` alone, which only ever adds.
+    """
+
+    __tablename__ = "query_counts"
+
+    #: Who asked.
+    tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    #: The line of keys, or the model of another tenant.
+    subject: Mapped[Id] = mapped_column(primary_key=True)
+    day: Mapped[date] = mapped_column(primary_key=True)
+    items: Mapped[int] = mapped_column(BigInteger)
+
+    __table_args__ = (Index("ix_query_counts_day", "day"),)

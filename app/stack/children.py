@@ -73,7 +73,7 @@ def child_specs(
             "api",
             module(
                 "gunicorn",
-                *("--worker-class", "gthread", "--workers", "1"),
+                *("--worker-class", "app.api.server.ApiWorker", "--workers", "1"),
                 *("--threads", str(api_threads), "--bind", address),
                 *("--graceful-timeout", str(API_GRACE_SECONDS)),
                 *("--timeout", str(API_TIMEOUT_SECONDS)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Text, func, text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Text, func, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -47,4 +47,21 @@ class ApiKey(Base):
         # Unique for foreign keys that name the tenant too.
         Index("ix_api_keys_tenant_id_id", "tenant_id", "id", unique=True),
         Index("ix_api_keys_line_id", "line_id", postgresql_where=text("line_id IS NOT NULL")),
+    )
+
+
+class KeyBudget(Base):
+    """How many items the keys of one line may have answered in a day (UTC)."""
+
+    __tablename__ = "key_budgets"
+
+    #: The first key of the line: a key that succeeds it by rotation has the same budget.
+    line_id: Mapped[Id] = mapped_column(primary_key=True)
+    tenant_id: Mapped[Id]
+    max_items_per_day: Mapped[int] = mapped_column(BigInteger)
+    updated_at: Mapped[Moment] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        of_same_tenant("line_id", "api_keys"),
+        CheckConstraint("max_items_per_day > 0", name="max_items_per_day"),
     )

@@ -20,14 +20,14 @@ _BARE_MARKERS = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
 _END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
 #: TIFF 6.0: tags, and the types that a size may have, with their place in an entry.
 _IMAGE_WIDTH, _IMAGE_LENGTH = 256, 257
-_TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_TIFF_TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}
 
 
 def read_size(content: bytes, name: str) -> Size | None:
     """Width and height in pixels, before EXIF; None where the header of this format has none."""
     try:
         return _READERS[name](content)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, OverflowError):
         return None
 
 
@@ -102,6 +102,8 @@ def _tiff(content: bytes) -> Size | None:
     sides: dict[int, int] = {}
     for number in range(min(count, _MAX_PARTS)):
         at = directory + first + number * entry
+        if at + entry > len(content):
+            break
         tag, kind = struct.unpack_from(order + "HH", content, at)
         if tag in {_IMAGE_WIDTH, _IMAGE_LENGTH} and kind in _TIFF_TYPES:
             (sides[tag],) = struct.unpack_from(order + _TIFF_TYPES[kind], content, at + value)

@@ -177,7 +177,8 @@ class ApiServer:
         with (self._folder / "api.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "gunicorn", "--worker-class", "gthread"),
+                    *(sys.executable, "-m", "gunicorn"),
+                    *("--worker-class", "app.api.server.ApiWorker"),
                     *("--threads", "16", "--bind", f"127.0.0.1:{self.port}", "--timeout", "120"),
                     *("--graceful-timeout", "5", "--no-control-socket"),
                     "tests.faults.api:create_app()",

@@ -2,10 +2,8 @@
 
 import json
 import os
-import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 
@@ -13,6 +11,7 @@ import pytest
 
 from app.client import Darkroom
 from tests.api_client import Api, import_body, make_key
+from tests.http_server import peak_kib, running_api
 from tests.jobs import finish, make_job
 from tests.proxy import CuttingProxy
 
@@ -22,43 +21,8 @@ MIB = 1024 * 1024
 @pytest.fixture
 def server(settings, objects):
     """The application under gunicorn, as it is run; yields its port and the worker's pid."""
-    objects.ensure_bucket(settings.bucket)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "DATABASE_URL": settings.database_url.get_secret_value(),
-        "S3_ENDPOINT_URL": settings.s3_endpoint_url,
-        "AWS_ACCESS_KEY_ID": settings.aws_access_key_id.get_secret_value(),
-        "AWS_SECRET_ACCESS_KEY": settings.aws_secret_access_key.get_secret_value(),
-        "DARKROOM_KEY_PEPPER": settings.key_pepper.get_secret_value(),
-        "DARKROOM_SEALING_KEYS": settings.sealing_keys.get_secret_value(),
-        "DARKROOM_BUCKET": settings.bucket,
-    }
-    command = [
-        *(sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", "4"),
-        *("--bind", f"127.0.0.1:{port}", "--no-control-socket", "app.api.app:create_app()"),
-    ]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if booted := re.search(r"Booting worker with pid: (\d+)", line):
-                break
-        else:
-            pytest.fail("gunicorn did not start")
-        try:
-            yield port, int(booted[1])
-        finally:
-            process.terminate()
-            process.communicate(timeout=30)
-
-
-def peak_kib(pid):
-    with open(f"/proc/{pid}/status") as status:
-        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read())
-    assert peak is not None
-    return int(peak[1])
+    with running_api(settings, objects) as server:
+        yield server.port, server.pid
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

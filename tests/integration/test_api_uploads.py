@@ -65,13 +65,13 @@ def test_upload_larger_than_the_limit_is_refused_before_and_while_it_arrives(api
 
 
 def test_upload_beyond_the_places_is_told_to_come_back_and_one_that_ends_makes_room(api, app):
-    places = app.extensions["darkroom"].upload_slots
-    taken = [places.acquire(blocking=False) for _ in range(6)]
+    places = app.extensions["darkroom"].upload_places
+    taken = [places.take() for _ in range(6)]
     try:
         refused = api("POST", "/v1/uploads?kind=weights", data=b"abc")
     finally:
         for _ in taken:
-            places.release()
+            places.give_back()
     assert all(taken)
     assert (refused.status_code, refused.json["code"]) == (503, "uploads_busy")
     assert refused.headers["Retry-After"] == "5"

@@ -21,16 +21,27 @@ from app.db.session import Database
 from app.errors import NotFoundError
 from app.ids import MODEL, new_id
 from app.jobs.cancel import cancel_job
+from app.models.grants import give_grant
 from app.models.promote import move_alias
 from app.models.register import announce_version, complete_version, fail_version
 from app.models.resolve import get_version, list_models, list_versions, names_of_versions
 from app.models.states import VersionState
+from app.tenants.budgets import budget_of, set_budget
 from app.tenants.keys import create_key, list_keys, revoke_key
 from app.tenants.scopes import Scope
 from app.training.metrics import log_metrics, read_metrics
 from app.webhooks.deliveries import send_test
 from app.webhooks.register import create_webhook
-from tests.factories import PEPPER, SPEC, add_job, add_upload, add_version, entry, make_tenant
+from tests.factories import (
+    PEPPER,
+    SPEC,
+    add_job,
+    add_upload,
+    add_version,
+    entry,
+    make_tenant,
+    name_of_tenant,
+)
 from tests.webhooks import KEYRING, unchecked
 
 TABLES = [
@@ -42,6 +53,8 @@ TABLES = [
     "models",
     "model_versions",
     "aliases",
+    "grants",
+    "key_budgets",
     "jobs",
     "events",
     "metrics",
@@ -67,6 +80,7 @@ class Owned:
 def furnish(database: Database) -> Owned:
     """A tenant that has a row in every table above."""
     tenant_id = make_tenant(database)
+    grantee = name_of_tenant(database, make_tenant(database))
     with database.tenant(tenant_id) as session:
         key = create_key(session, tenant_id, name="k", scopes=[Scope.ADMIN], pepper=PEPPER)
         job = add_job(session, tenant_id)
@@ -84,6 +98,8 @@ def furnish(database: Database) -> Owned:
         data = freeze_dataset(session, tenant_id, name="pets", upload_id=upload.id)
         version = add_version(session, tenant_id)
         move_alias(session, tenant_id, "pets", "production", version.id)
+        give_grant(session, tenant_id, "pets", grantee, rights=["run"])
+        set_budget(session, tenant_id, key.id, 5)
     return Owned(tenant_id, key.id, job.id, upload.id, data.id, version.id)
 
 
@@ -173,6 +189,8 @@ REFUSED: dict[str, UseCase] = {
         s, me, name="stolen", upload_id=their.upload_id
     ),
     "revoke_key": lambda s, me, their: revoke_key(s, me, their.key_id),
+    "budget_of": lambda s, me, their: budget_of(s, me, their.key_id),
+    "set_budget": lambda s, me, their: set_budget(s, me, their.key_id, 9),
     "log_metrics": lambda s, me, their: log_metrics(s, me, their.job_id, 2, {"loss": 1}),
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import sys
 import traceback
+from collections.abc import Sequence
 
 from hypothesis import HealthCheck, Phase, seed
 from hypothesis import settings as budget
@@ -46,10 +47,10 @@ def play(timed: TimedDatabase, *, examples: int, number: int | None, shrink: boo
     )
 
 
-def main() -> int:
+def main(words: Sequence[str]) -> int:
     """Play on a PostgreSQL of its own and end with one line of figures."""
-    examples = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    number = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(2**32)
+    examples = int(words[0]) if words else 2000
+    number = int(words[1]) if len(words) > 1 else random.SystemRandom().randrange(2**32)
     print(f"up to {STEPS} steps each; SEED={number} repeats them")  # noqa: T201  (it speaks)
     began, failures = monotonic_seconds(), 0
     with scratch_folder() as folder, LocalPostgres(folder, fast=True) as postgres:
@@ -69,4 +70,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -20,6 +20,8 @@ BODIES: dict[str, Any] = {
     "move_alias": {"version": 1},
     "create_key": {"name": "made", "scopes": ["jobs:read"]},
     "rotate_key": {},
+    "give_grant": {"rights": ["run"]},
+    "set_budget": {"max_items_per_day": 1000},
     # An address, so that no name is looked up.
     "rotate_webhook_secret": {},
     "create_webhook": {"url": "https://1.1.1.1/"},
@@ -51,7 +53,7 @@ OPEN = {
 }
 
 #: Path parameters that are no ids of rows, but words within what stands before them.
-WORDS = {"number", "alias"}
+WORDS = {"number", "alias", "tenant"}
 
 #: Names are a tenant's own: this route makes what it does not find.
 MAKES = {"import_version"}

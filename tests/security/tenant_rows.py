@@ -20,6 +20,8 @@ from app.ids import ARTIFACT, DATASET, DATASET_VERSION, MODEL, new_id
 from app.jobs.states import ChunkTask
 from app.jobs.tables import Artifact, Chunk, Item
 from app.models.tables import Model
+from app.tenants.keys import create_key
+from app.tenants.scopes import Scope
 from app.webhooks.register import create_webhook
 from tests.factories import PEPPER, add_job, add_key, add_upload, add_version
 from tests.integration.test_tenant_rows import furnish
@@ -40,13 +42,18 @@ class Link:
 
 def furnish_all(database: Database) -> str:
     """The id of a tenant that has a row in every table with a tenant."""
-    tenant_id = furnish(database).tenant_id
+    owned = furnish(database)
+    tenant_id = owned.tenant_id
     add_key(database, tenant_id, "k", 0)
     _add_childless(database, tenant_id)
     with database.tenant(tenant_id) as session:
         job = add_job(session, tenant_id)
         retry = add_job(session, tenant_id)
         retry.retry_of = job.id
+        # Its key has a query budget.
+        job.key_id = owned.key_id
+        session.flush()
+        session.execute(text("SELECT spend_queries(:job, 1)"), {"job": job.id})
         session.add_all(
             [
                 Chunk(
@@ -121,6 +128,7 @@ def _add_childless(database: Database, tenant_id: str) -> None:
             )
         )
         add_version(session, tenant_id, "unnamed")
+        create_key(session, tenant_id, name="unused", scopes=[Scope.ADMIN], pepper=PEPPER)
         add_upload(session, tenant_id)
         create_webhook(
             session,

@@ -89,6 +89,10 @@ def test_an_image_without_pixels_is_undecodable() -> None:
     assert code_of(bytes(content)) == "undecodable"
 
 
+def test_a_directory_beyond_all_addresses_is_undecodable() -> None:
+    assert code_of(b"II+\x00\x08\x00\x00\x00" + b"\xff" * 8 + bytes(64)) == "undecodable"
+
+
 _MAGICS = [image_bytes(kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")]
 
 

@@ -87,6 +87,6 @@ def _tiff_pages(data: bytes | bytearray, stop_at: int) -> int:
             (entries,) = struct.unpack_from(order + count, data, directory)
             seen.add(directory)
             at = directory + struct.calcsize(order + count) + entries * entry
-    except struct.error:
+    except (struct.error, OverflowError):
         pass
     return max(len(seen), 1)

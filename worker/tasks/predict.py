@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sqlalchemy.orm import Session
 
@@ -13,6 +14,8 @@ from app.jobs.items import JobItem, unpack_items
 from app.jobs.record import record_chunk, record_prefix, record_stopped
 from app.jobs.states import ItemState
 from app.log import get_logger
+from app.models.rights import blur
+from app.models.shared import SharedVersion, require_answers
 from worker.heartbeat import HeldLease
 from worker.pipeline.run import run_chunk
 from worker.pipeline.values import ItemRef, ItemResult, PredictOptions
@@ -31,7 +34,9 @@ def predict_chunk(process: WorkerProcess, held: HeldLease) -> None:
     lease = held.lease
     items = unpack_items(lease.items or {})
     assert lease.model_version_id is not None
-    recogniser = warm_recogniser(process, lease.tenant_id, lease.model_version_id)
+    options = PredictOptions(**lease.options)
+    shared = _granted_now(process, lease)
+    recogniser = warm_recogniser(process, lease.tenant_id, lease.model_version_id, shared)
     fitted_before = recogniser.fitting_images
     outcome = run_chunk(
         [
@@ -41,7 +46,8 @@ def predict_chunk(process: WorkerProcess, held: HeldLease) -> None:
         store=process.store,
         decoder=process.decoder,
         recogniser=recogniser,
-        options=PredictOptions(**lease.options),
+        # What is shown is chosen from the exact scores, all of them.
+        options=options if shared is None else replace(options, threshold=0.0),
         image_batch_size=process.settings.image_batch_size,
         should_stop=held.should_stop,
         on_progress=held.report,
@@ -54,7 +60,12 @@ def predict_chunk(process: WorkerProcess, held: HeldLease) -> None:
             device=process.device,
             images=recogniser.fitting_images,
         )
-    rows = [_as_row(item, result) for item, result in zip(items, outcome.results, strict=False)]
+    results = (
+        outcome.results
+        if shared is None
+        else [_blurred(result, shared, options) for result in outcome.results]
+    )
+    rows = [_as_row(item, result) for item, result in zip(items, results, strict=False)]
     log.info(
         "chunk_recognised",
         items=len(rows),
@@ -84,6 +95,32 @@ def predict_chunk(process: WorkerProcess, held: HeldLease) -> None:
             record(session, lease, rows)
         elif away is None or not _gives_back_unread(session, lease, rows[:away], most):
             record_chunk(session, lease, rows)
+
+
+def _granted_now(process: WorkerProcess, lease: Lease) -> SharedVersion | None:
+    """The version that the chunk runs where it is another tenant's; None where it is an own one.
+
+    Asked for each chunk, so that a right that was taken back ends with the chunks under way.
+
+    Raises:
+        ForbiddenError: ``model_grant_revoked``.
+    """
+    if not lease.is_shared:
+        return None
+    with process.db.tenant(lease.tenant_id) as session:
+        return require_answers(
+            session, str(lease.model_version_id), labelled=lease.dataset_version_id is not None
+        )
+
+
+def _blurred(result: ItemResult, shared: SharedVersion, options: PredictOptions) -> ItemResult:
+    """The result as exactly as the model's owner lets this tenant see it."""
+    if result.prediction is None:
+        return result
+    shown = blur(
+        result.prediction, shared.blurs(), top_k=options.top_k, threshold=options.threshold
+    )
+    return replace(result, prediction=list(shown))
 
 
 def _first_unanswered(results: Sequence[ItemResult]) -> int | None:

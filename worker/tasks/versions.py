@@ -19,6 +19,7 @@ from app.log import get_logger
 from app.models.promote import move_alias
 from app.models.register import complete_version
 from app.models.resolve import get_version, spec_of
+from app.models.shared import SharedVersion
 from app.models.spec import ModelSpec
 from app.models.weights import StoredWeights, stored_weights
 from app.sealing.bundle import SealedDamagedError
@@ -36,8 +37,12 @@ log = get_logger(__name__)
 _COPY_BYTES = 4 * 1024 * 1024
 
 
-def warm_recogniser(process: WorkerProcess, tenant_id: str, version_id: str) -> Recogniser:
+def warm_recogniser(
+    process: WorkerProcess, tenant_id: str, version_id: str, shared: SharedVersion | None = None
+) -> Recogniser:
     """The version's recogniser, loaded at most once per process while it stays warm.
+
+    ``shared`` is the version where it is another tenant's, as it is granted now.
 
     Raises:
         ConflictError: the version has no weights to serve with.
@@ -49,7 +54,10 @@ def warm_recogniser(process: WorkerProcess, tenant_id: str, version_id: str) -> 
     """
 
     def load() -> Recogniser:
-        spec, weights = _look_up(process, tenant_id, version_id)
+        if shared is not None:
+            spec, weights = shared.spec, shared.weights
+        else:
+            spec, weights = _look_up(process, tenant_id, version_id)
         how = _load_sealed if weights.is_sealed else _load_plain
         return how(process, spec, weights)
 

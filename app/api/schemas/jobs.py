@@ -27,6 +27,15 @@ Reference = Annotated[
         max_length=201,
     ),
 ]
+#: The same, or ``owner/name…`` of a model that another tenant shares.
+ModelReference = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+        r"(@[A-Za-z0-9][A-Za-z0-9._-]{0,99})?$",
+        max_length=302,
+    ),
+]
 Arch = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_]{0,99}$", max_length=100)]
 ClassName = Annotated[str, free_text(200)]
 Location = Annotated[str, StringConstraints(pattern=S3_PATTERN, max_length=1200)]
@@ -124,7 +133,9 @@ class PredictJob(Request):
 
     kind: Literal["predict"]
     input: PredictInput
-    model: Reference
+    model: ModelReference = Field(
+        description="`name`, `name@alias`, `name@3` or an id; `owner/name…` where it is shared."
+    )
     options: PredictOptions = PredictOptions()
     priority: Priority = 0
     deadline: Deadline | None = None

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from app.api.schemas.base import Metadata, Request
-from app.api.schemas.jobs import PredictOptions, Priority, Reference
+from app.api.schemas.jobs import ModelReference, PredictOptions, Priority
 from app.api.schemas.limits import Deadline, MaxFailed
 
 _FIELDS = PredictOptions.model_fields
@@ -32,7 +32,7 @@ class RetryJob(Request):
         description="Images that failed, those that a cancel, a deadline or a failure left "
         "untouched, or both.",
     )
-    model: Reference | None = None
+    model: ModelReference | None = None
     options: RetryOptions = RetryOptions()
     priority: Priority | None = None
     deadline: Deadline | None = None

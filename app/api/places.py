@@ -1,0 +1,42 @@
+"""Places for what holds a thread for long, so that threads are left for what does not."""
+
+from __future__ import annotations
+
+import threading
+
+
+class Places:
+    """The places of one kind; those of all kinds together are bounded by ``held``."""
+
+    def __init__(self, most: int, held: threading.Semaphore) -> None:
+        self.most = most
+        self._own = threading.BoundedSemaphore(most)
+        self._held = held
+
+    def take(self) -> bool:
+        """Whether there was a place; then it is taken until it is given back."""
+        if not self._own.acquire(blocking=False):
+            return False
+        if self._held.acquire(blocking=False):
+            return True
+        self._own.release()
+        return False
+
+    def give_back(self) -> None:
+        """Leave the place to another."""
+        self._held.release()
+        self._own.release()
+
+
+def held_threads(threads: int) -> threading.BoundedSemaphore:
+    """How many of ``threads`` may be held for long: by waits, uploads and downloads together.
+
+    The rest is for requests that are answered at once, and for clients that send theirs slowly;
+    see :func:`slow_places_of`.
+    """
+    return threading.BoundedSemaphore(max(1, threads - slow_places_of(threads) - 1))
+
+
+def slow_places_of(threads: int) -> int:
+    """How many threads slow clients may hold at once."""
+    return max(1, threads // 4)
