@@ -12,6 +12,7 @@ from app.uploads.judge import ImageLimits
 from app.uploads.members import ArchiveLimits
 from app.uploads.pack import PackedShard, ShardWriter
 from app.uploads.unpack import pack_member, survey_archive
+from worker.recognisers.header import check_header
 
 #: The limits as they are where nobody sets any.
 DEFAULTS = Settings(DATABASE_URL="postgresql://not-used")
@@ -59,6 +60,15 @@ def take(file: BinaryIO, archives: ArchiveLimits = ARCHIVES) -> dict[str, Any]:
             raise AssertionError("an archive is never the service's fault") from error
         outcome |= {"refused": error.code, "detail": error.detail}
     return outcome
+
+
+def check_weights_header(path: str) -> str | None:
+    """The code with which a weights file is refused by its header."""
+    try:
+        check_header(Path(path))
+    except InvalidInputError as error:
+        return error.code
+    return None
 
 
 class _Repeated(io.RawIOBase):

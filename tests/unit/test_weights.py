@@ -122,9 +122,9 @@ def test_cut_files_are_damaged(path: Path, share: float) -> None:
     assert refusal(path, small_spec()).code == "weights_damaged"
 
 
-def test_pickled_checkpoint_is_damaged_and_never_unpickled(path: Path) -> None:
+def test_pickled_checkpoint_is_not_taken_and_never_unpickled(path: Path) -> None:
     torch.save(SmallCnn(3).state_dict(), path)
-    assert refusal(path, small_spec()).code == "weights_damaged"
+    assert refusal(path, small_spec()).code == "weights_unsupported"
 
 
 def test_missing_step_counters_of_batch_norm_are_no_mismatch(path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from app.errors import InvalidInputError
 from app.models.spec import ModelSpec
+from worker.recognisers.header import check_header
 from worker.recognisers.registry import build_empty_module
 
 #: Faults that one error lists; the total counts them all.
@@ -43,8 +44,9 @@ def check_weights(path: Path, spec: ModelSpec) -> WeightsReport:
     Names, shapes and dtypes are read from the file's header, before any tensor is loaded.
 
     Raises:
-        InvalidInputError: ``weights_mismatch``, ``weights_not_finite``, ``weights_damaged``,
-            or ``preprocess_invalid`` where the architecture cannot take such images.
+        InvalidInputError: ``weights_mismatch``, ``weights_not_finite``, those of
+            :func:`check_header`, or ``preprocess_invalid`` where the architecture cannot take
+            such images.
     """
     module = build_empty_module(spec)
     _require_answers(module, spec)
@@ -74,8 +76,9 @@ def open_weights(path: Path) -> Iterator[Any]:
     """A safetensors file opened for reading its header and tensors.
 
     Raises:
-        InvalidInputError: ``weights_damaged``: it is no safetensors file, or a cut one.
+        InvalidInputError: as :func:`check_header`.
     """
+    check_header(path)
     try:
         file = safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, RuntimeError) as error:
