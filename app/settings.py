@@ -109,7 +109,16 @@ class Settings(BaseSettings):
     weights_upload_days: Annotated[float, Field(gt=0)] = Field(
         7, description="Days that a weights file which no import took is kept, in clear."
     )
-    link_seconds: Positive = Field(900, description="Life of a presigned link, in seconds.")
+    link_seconds: Annotated[int, Field(gt=0, le=7 * 24 * 3600)] = Field(
+        900, description="Life of a download link or presigned link, in seconds; a week at most."
+    )
+    public_url: Annotated[str, Field(pattern=r"^(https?://[^\s/?#@]+(/[^\s?#@]*)?)?$")] = Field(
+        "",
+        description=(
+            "Address of the API as clients see it, such as `https://darkroom.example.com`; links "
+            "begin with it. Empty means the host that the request for the link was sent to."
+        ),
+    )
 
     # Quotas of a tenant that has none of its own
     max_open_jobs: Positive = Field(20_000, description="Jobs of a tenant that have not ended.")

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from typing import Any
 
-from flask import Response, request
+from flask import Response, g, request
 from werkzeug.http import dump_options_header
 
 from app.api.audit import record_apart, skip_note
+from app.api.links import make_link, open_link
 from app.api.parts import parts, principal
 from app.api.places import Places
 from app.api.problems import problem
 from app.api.ranges import RangeNotSatisfiableError, wanted_range
 from app.api.replies import send
 from app.api.resource import Resource
-from app.api.schemas.service import ArtifactAnswer, ArtifactPath, LinkAnswer
+from app.api.schemas.service import (
+    ArtifactAnswer,
+    ArtifactPath,
+    LinkAnswer,
+    LinkQuery,
+    MakeLink,
+)
 from app.api.views import show_artifact
 from app.audit.actions import Action
 from app.clock import utc_now
-from app.errors import NotFoundError, ObjectMissingError, UnavailableError
+from app.errors import ForbiddenError, NotFoundError, ObjectMissingError, UnavailableError
 from app.jobs.artifacts import get_artifact as find_artifact
 from app.jobs.tables import Artifact
 from app.storage.streams import ObjectStream
@@ -41,26 +49,93 @@ def get_artifact(path: ArtifactPath) -> Response:
     return send(show_artifact(_find(path.artifact_id)))
 
 
-@resource.route_as(
-    "get",
-    "/artifacts/<artifact_id>/content",
-    answers={200: "*/*", 206: "*/*", 304: None},
-    scope=Scope.EXPORTS,
-    problems=[416],
-    headers={
+_DOWNLOAD: dict[str, Any] = {
+    "answers": {200: "*/*", 206: "*/*", 304: None},
+    "headers": {
         200: _CONTENT_HEADERS,
         206: (*_CONTENT_HEADERS, "Content-Range"),
         304: ("ETag",),
     },
-    takes=["Range", "IfRange", "IfNoneMatch"],
-    audit=Action.ARTIFACT_DOWNLOADED,
+    "takes": ["Range", "IfRange", "IfNoneMatch"],
+    "audit": Action.ARTIFACT_DOWNLOADED,
+}
+
+
+@resource.route_as(
+    "get",
+    "/artifacts/<artifact_id>/content",
+    scope=Scope.EXPORTS,
+    problems=[416],
+    **_DOWNLOAD,
 )
 def download_artifact(path: ArtifactPath) -> Response:
     """Download an artifact, whole or one range of it.
 
     Its ETag is the SHA-256 of the whole file. A request for several ranges gets the whole.
     """
-    artifact = _find(path.artifact_id)
+    return _download(path.artifact_id)
+
+
+@resource.route_as(
+    "get",
+    "/artifacts/<artifact_id>/download",
+    guarded=False,
+    problems=[403, 416, 429],
+    **_DOWNLOAD,
+)
+def download_linked(path: ArtifactPath, query: LinkQuery) -> Response:
+    """Download an artifact by a link, without a key.
+
+    The link is made by `POST /v1/artifacts/{artifact_id}/link`, opens this file and nothing else,
+    and ends after a while.
+    """
+    here = parts()
+    here.rates.admit_stranger(request.remote_addr)
+    try:
+        g.principal = open_link(query.token, path.artifact_id)
+    except ForbiddenError as error:
+        if error.code == "link_invalid":
+            here.rates.note_failure(request.remote_addr)
+        raise
+    here.rates.admit_request(principal().tenant_id)
+    return _download(path.artifact_id, by_link=True)
+
+
+@resource.route_as(
+    "post",
+    "/artifacts/<artifact_id>/link",
+    answers={200: LinkAnswer},
+    scope=Scope.EXPORTS,
+    body_optional=True,
+    replays=False,
+    audit=Action.ARTIFACT_LINKED,
+)
+def link_artifact(path: ArtifactPath, body: MakeLink) -> Response:
+    """Make a link that downloads the artifact without a key, for a while.
+
+    Whoever has the link has the file, so hand it on with care. Each call makes a fresh link and
+    changes nothing, so an Idempotency-Key is neither needed nor kept.
+    """
+    here, artifact = parts(), _find(path.artifact_id)
+    if body.direct:
+        seconds = here.settings.link_seconds
+        url = here.store.presign_get(
+            here.settings.bucket, artifact.object_key, seconds, filename=artifact.name
+        )
+        ends_at = utc_now() + timedelta(seconds=seconds)
+    else:
+        url, ends_at = make_link(principal(), artifact.id)
+    record_apart(
+        target=artifact.id,
+        job=artifact.job_id,
+        seconds=here.settings.link_seconds,
+        direct=body.direct,
+    )
+    return send(LinkAnswer(url=url, expires_at=ends_at))
+
+
+def _download(artifact_id: str, *, by_link: bool = False) -> Response:
+    artifact = _find(artifact_id)
     headers = {
         "ETag": f'"{artifact.sha256}"',
         "Accept-Ranges": "bytes",
@@ -79,40 +154,13 @@ def download_artifact(path: ArtifactPath) -> Response:
             headers={"Content-Range": f"bytes */{size}"},
         )
     first, length = wanted or (0, size)
-    pieces: Iterable[bytes] = _take_stream(artifact, first, length, whole=wanted is None)
+    whole = wanted is None
+    pieces: Iterable[bytes] = _take_stream(artifact, first, length, whole=whole, by_link=by_link)
     headers["Content-Disposition"] = dump_options_header("attachment", {"filename": artifact.name})
     headers["Content-Length"] = str(length)
     if wanted is not None:
         headers["Content-Range"] = f"bytes {first}-{first + length - 1}/{size}"
-    return Response(
-        pieces,
-        206 if wanted is not None else 200,
-        headers,
-        content_type=artifact.media_type,
-    )
-
-
-@resource.route_as(
-    "post",
-    "/artifacts/<artifact_id>/link",
-    answers={200: LinkAnswer},
-    scope=Scope.EXPORTS,
-    replays=False,
-    audit=Action.ARTIFACT_LINKED,
-)
-def link_artifact(path: ArtifactPath) -> Response:
-    """Make a link that downloads the artifact without a key, for a while.
-
-    Each call makes a fresh link and changes nothing, so an Idempotency-Key is neither
-    needed nor kept.
-    """
-    here, artifact = parts(), _find(path.artifact_id)
-    seconds = here.settings.link_seconds
-    url = here.store.presign_get(
-        here.settings.bucket, artifact.object_key, seconds, filename=artifact.name
-    )
-    record_apart(target=artifact.id, job=artifact.job_id, seconds=seconds)
-    return send(LinkAnswer(url=url, expires_at=utc_now() + timedelta(seconds=seconds)))
+    return Response(pieces, 200 if whole else 206, headers, content_type=artifact.media_type)
 
 
 def _find(artifact_id: str) -> Artifact:
@@ -121,12 +169,17 @@ def _find(artifact_id: str) -> Artifact:
         return find_artifact(session, tenant_id, artifact_id)
 
 
-def _note_download(artifact: Artifact, *, whole: bool) -> None:
+def _note_download(artifact: Artifact, *, whole: bool, by_link: bool) -> None:
     """Audit a download before its first byte; of one in many ranges one entry a minute."""
     if not whole and not parts().repeats.is_news("range", principal().key_id, artifact.id):
         skip_note()
         return
-    record_apart(target=artifact.id, job=artifact.job_id, size_bytes=artifact.size_bytes)
+    record_apart(
+        target=artifact.id,
+        job=artifact.job_id,
+        size_bytes=artifact.size_bytes,
+        by_link=by_link or None,
+    )
 
 
 def _open(artifact: Artifact, first: int, length: int) -> ObjectStream:
@@ -140,7 +193,9 @@ def _open(artifact: Artifact, first: int, length: int) -> ObjectStream:
         ) from None
 
 
-def _take_stream(artifact: Artifact, first: int, length: int, *, whole: bool) -> Iterable[bytes]:
+def _take_stream(
+    artifact: Artifact, first: int, length: int, *, whole: bool, by_link: bool
+) -> Iterable[bytes]:
     """The bytes asked for; the reader of the answer closes what it holds, read or not.
 
     Raises:
@@ -163,7 +218,7 @@ def _take_stream(artifact: Artifact, first: int, length: int, *, whole: bool) ->
         places.give_back()
         raise
     try:
-        _note_download(artifact, whole=whole)
+        _note_download(artifact, whole=whole, by_link=by_link)
     except BaseException:
         download.close()
         raise

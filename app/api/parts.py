@@ -43,7 +43,7 @@ class Parts:
     keys: KnownKeys
     #: Signs the entries of the audit log.
     audit_key: Callable[[], AuditKey]
-    #: Keeps a loop from filling it.
+    #: Keeps a loop from filling the audit log.
     repeats: Repeats
     #: Seals what is secret.
     keyring: Callable[[], Keyring]

@@ -33,9 +33,14 @@ class Artifacts:
             self._transport.call("GET", road("artifacts", artifact_id)).json()
         )
 
-    def link(self, artifact_id: str) -> str:
-        """A presigned link that downloads the file for a while, without a key."""
-        body = self._transport.call("POST", road("artifacts", artifact_id, "link")).json()
+    def link(self, artifact_id: str, *, direct: bool = False) -> str:
+        """A link that downloads the file for a while, without a key.
+
+        ``direct`` leads straight to the object store instead of through the service.
+        """
+        body = self._transport.call(
+            "POST", road("artifacts", artifact_id, "link"), json={"direct": direct}
+        ).json()
         return str(body["url"])
 
     def download(

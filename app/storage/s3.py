@@ -273,8 +273,16 @@ class ObjectStore:
     # Links
 
     def presign_get(self, bucket: str, key: str, seconds: int, filename: str | None = None) -> str:
-        """A link that downloads the object for ``seconds``, saved as ``filename``."""
-        params = {"Bucket": bucket, "Key": key}
+        """A link that downloads the object for ``seconds``, saved as ``filename``.
+
+        What it is said to be is chosen here, never by who stored it: a file to save, and no page.
+        """
+        params = {
+            "Bucket": bucket,
+            "Key": key,
+            "ResponseContentType": "application/octet-stream",
+            "ResponseContentDisposition": "attachment",
+        }
         if filename is not None:
             params["ResponseContentDisposition"] = _attachment(filename)
         return str(

@@ -102,8 +102,14 @@ def test_range_of_another_file_is_answered_with_the_whole(api, artifact):
     assert api("GET", path, headers={**asked, "If-Range": '"other"'}).status_code == 200
 
 
-def test_link_downloads_without_a_key(api, artifact):
+def test_link_downloads_without_a_key(app, api, artifact):
     link = api("POST", f"/v1/artifacts/{artifact[0]}/link").json
+    answer = app.test_client().get(link["url"])
+    assert (answer.status_code, answer.data) == (200, artifact[1])
+
+
+def test_direct_link_downloads_from_the_store_without_a_key(api, artifact):
+    link = api("POST", f"/v1/artifacts/{artifact[0]}/link", json={"direct": True}).json
     with urllib.request.urlopen(link["url"]) as answer:
         assert answer.read() == artifact[1]
 

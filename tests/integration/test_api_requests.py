@@ -23,20 +23,6 @@ def test_request_without_a_valid_key_is_401_and_says_how_to_send_one(app, header
     assert answer.json["code"] in ("key_missing", "key_malformed")
 
 
-def test_every_route_under_v1_but_the_documentation_needs_a_key(app):
-    for rule in app.url_map.iter_rules():
-        if not rule.rule.startswith("/v1/"):
-            continue
-        path = rule.rule.replace("<number>", "1")
-        for word in ("job_id", "upload_id", "artifact_id", "key_id"):
-            path = path.replace(f"<{word}>", f"{word[:3]}_{'0' * 26}")
-        path = path.replace("<name>", "x").replace("<alias>", "x")
-        for method in rule.methods - {"HEAD"}:
-            status = app.test_client().open(path, method=method).status_code
-            expected = 200 if "docs" in path or "openapi" in path else 401
-            assert status == expected, (method, path)
-
-
 def test_key_without_the_scope_is_403_and_says_which_is_missing(app, database, settings, tenant_id):
     reader = Api(app, make_key(database, settings, tenant_id, Scope.JOBS_READ))
     assert reader("GET", "/v1/jobs").status_code == 200

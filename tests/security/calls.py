@@ -18,6 +18,7 @@ BODIES: dict[str, Any] = {
     "freeze_dataset": {"name": "frozen", "input": {"upload": "{ready_upload_id}"}},
     "import_version": import_body()["options"],
     "move_alias": {"version": 1},
+    "link_artifact": {},
     "create_key": {"name": "made", "scopes": ["jobs:read"]},
     "rotate_key": {},
     "give_grant": {"rights": ["run"]},
@@ -50,6 +51,8 @@ OPEN = {
     "get_openapi",
     "get_docs",
     "get_docs_style",
+    # The token in the link stands for a key; tests/security/test_links.py attacks it.
+    "download_linked",
 }
 
 #: Path parameters that are no ids of rows, but words within what stands before them.

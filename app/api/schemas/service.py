@@ -54,6 +54,22 @@ class ArtifactPage(PageAnswer):
     data: list[ArtifactAnswer]
 
 
+class LinkQuery(Parameters):
+    """What stands in a link instead of a key."""
+
+    token: str = Field("", max_length=400, description="As it stands in the link.")
+
+
+class MakeLink(Request):
+    """What the link shall lead to."""
+
+    direct: bool = Field(
+        False,
+        description="Straight to the object store (a presigned link) instead of through the "
+        "service; only where the store's address is one that the reader can reach.",
+    )
+
+
 class LinkAnswer(Answer):
     """A link that needs no key."""
 
