@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import psycopg
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import select, text
 
 from app.db.session import Database
 from app.dispatch.leases import free_ended_leases
@@ -15,8 +16,9 @@ from app.jobs.claim import Lease
 from app.jobs.item_rows import ItemRow
 from app.jobs.record import record_chunk
 from app.jobs.states import ItemState, JobState
-from app.jobs.tables import Chunk, Job
+from app.jobs.tables import Job
 from app.settings import Settings
+from app.stack.postgres import ADMIN, DATABASE_NAME, LocalPostgres
 from app.tenants.keys import create_tenant
 from tests.faults.audit import install_audit, remove_audit
 from tests.faults.images import expected_classes
@@ -157,14 +159,20 @@ def test_counter_that_is_not_the_number_of_rows_is_seen(
     assert not judge(database, [job]).is_kept
 
 
-def test_row_of_another_tenant_is_seen(database: Database, job: Accepted) -> None:
+def test_row_of_another_tenant_is_seen(
+    database: Database, postgres: LocalPostgres, job: Accepted
+) -> None:
     with database.system() as session:
         other = create_tenant(session, new_id("other").replace("_", "-")).id
-        session.execute(
-            text("UPDATE items SET tenant_id = :other WHERE job_id = :job AND ordinal = 0"),
-            {"other": other, "job": job.job_id},
+    admin = postgres.url(ADMIN, postgres.secrets.admin_password, DATABASE_NAME)
+    with psycopg.connect(admin) as connection:
+        # Foreign keys would not let it happen.
+        connection.execute("SET session_replication_role = replica")
+        words = (other, job.job_id)
+        connection.execute(
+            "UPDATE items SET tenant_id = %s WHERE job_id = %s AND ordinal = 0", words
         )
-        session.execute(update(Chunk).where(Chunk.job_id == job.job_id).values(tenant_id=other))
+        connection.execute("UPDATE chunks SET tenant_id = %s WHERE job_id = %s", words)
     breaches = " ".join(judge(database, [job]).breaches)
     assert "items of another tenant" in breaches
     assert "chunks of another tenant" in breaches
