@@ -131,6 +131,10 @@ class Settings(BaseSettings):
     max_submissions_per_minute: Positive = Field(
         12_000, description="Jobs that a tenant may submit within 60 seconds."
     )
+    max_training_minutes: Positive = Field(
+        200_000,
+        description="Minutes that workers may fine-tune for a tenant within 30 days.",
+    )
 
     # Rates, counted in Redis
     max_requests_per_minute: Positive = Field(

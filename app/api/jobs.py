@@ -37,6 +37,7 @@ from app.jobs.progress import list_jobs as page_jobs
 from app.jobs.states import TERMINAL_JOB_STATES, JobKind, JobState
 from app.jobs.submit import submit_export, submit_finetune, submit_import, submit_predict
 from app.jobs.tables import Job
+from app.jobs.training_time import check_training_minutes
 from app.tenants.scopes import Scope
 
 resource = Resource("jobs", "Jobs", "Submit work and watch it.")
@@ -96,6 +97,8 @@ def _submit(session: Session, asked: PredictJob | FinetuneJob | ImportJob | Expo
         case FinetuneJob():
             # Moved by the worker when the training is good enough: this is who asked for it.
             describe(alias=asked.options.alias, dataset=asked.input.dataset)
+            quotas = parts().admission.quotas(session, tenant_id)
+            check_training_minutes(session, tenant_id, quotas)
             return submit_finetune(
                 session,
                 tenant_id,

@@ -26,6 +26,7 @@ _COLUMNS = {
     "max_open_items": "open items",
     "max_stored_bytes": "stored bytes",
     "max_submissions_per_minute": "submissions a minute",
+    "max_training_minutes": "training minutes",
 }
 #: Marks a limit that the tenant has from the settings.
 _BY_DEFAULT = "*"
@@ -65,6 +66,9 @@ def quota(
     max_submissions_per_minute: Annotated[
         int | None, _limit("Jobs submitted within 60 seconds")
     ] = None,
+    max_training_minutes: Annotated[
+        int | None, _limit("Minutes of fine-tuning within 30 days")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Show a tenant's quotas, or give it limits of its own."""
@@ -78,6 +82,7 @@ def quota(
         "max_open_items": max_open_items,
         "max_stored_bytes": max_stored_bytes,
         "max_submissions_per_minute": max_submissions_per_minute,
+        "max_training_minutes": max_training_minutes,
     }
     limits = {word: limit or None for word, limit in given.items() if limit is not None}
     with _system() as (session, defaults, audit_key):

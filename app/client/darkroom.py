@@ -74,6 +74,11 @@ class Darkroom:
         """The worker processes that the service knows; needs the scope ``admin``."""
         return list(self.transport.pages("/v1/workers"))
 
+    def quotas(self) -> dict[str, dict[str, int]]:
+        """Each quota of the tenant by its name: ``{"limit": …, "used": …}``."""
+        found: dict[str, dict[str, int]] = self.transport.call("GET", "/v1/quotas").json()
+        return found
+
     def counters(self) -> dict[str, float]:
         """The API process's own counters by name, e.g. its peak of memory in bytes."""
         text = self.transport.call("GET", "/metrics").content.decode()

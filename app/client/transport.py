@@ -17,8 +17,9 @@ import httpx2
 from app.client.address import Address
 from app.client.errors import NO_KEY, RETRY_STATUS, UNREACHABLE, ApiError
 
-#: Of what is used up, what a short wait does not bring back: room in the store, and a day's budget.
-USED_UP = ("too_many_bytes", "query_budget_spent")
+#: Of what is used up, what a short wait does not bring back: room in the store, a day's budget, a
+#: month's training.
+USED_UP = ("too_many_bytes", "query_budget_spent", "too_many_training_minutes")
 #: The service still works on the first call under this Idempotency-Key.
 IN_FLIGHT = "idempotency_key_in_flight"
 _TRIES = 5

@@ -13,6 +13,8 @@ from app.db.session import Database
 from app.jobs.events import Event
 from app.jobs.states import EventState
 from app.jobs.tables import IdempotencyKey, WorkerRow
+from app.jobs.training_time import WINDOW
+from app.training.tables import TrainingTime
 from app.webhooks.states import DeliveryState
 from app.webhooks.tables import WebhookDelivery
 
@@ -30,7 +32,8 @@ def clean_rows(db: Database, *, event_days: float) -> int:
     """Delete a batch of each kind of row that is too old to keep; how many rows in all.
 
     Idempotency keys, workers that have gone, and, older than ``event_days``, events that webhooks
-    have had and deliveries that have ended. Fewer than :data:`BATCH` mean that no more are left.
+    have had and deliveries that have ended; training time that no quota counts any more. Fewer
+    than :data:`BATCH` mean that no more are left.
 
     Raises:
         UnavailableError: the database does not answer.
@@ -38,7 +41,12 @@ def clean_rows(db: Database, *, event_days: float) -> int:
     with db.system() as session:
         _bury_silent_workers(session)
     deleted = 0
-    for statement in (_old_keys(), _gone_workers(), *_old_notifications(event_days)):
+    for statement in (
+        _old_keys(),
+        _gone_workers(),
+        _old_training_time(),
+        *_old_notifications(event_days),
+    ):
         with db.system() as session:
             gone = session.execute(statement.execution_options(synchronize_session=False)).all()
             deleted += len(gone)
@@ -91,6 +99,17 @@ def _gone_workers() -> ReturningDelete[Any]:
         .with_for_update(skip_locked=True)
     )
     return delete(WorkerRow).where(WorkerRow.id.in_(gone)).returning(WorkerRow.id)
+
+
+def _old_training_time() -> ReturningDelete[Any]:
+    key = tuple_(TrainingTime.chunk_id, TrainingTime.attempt)
+    old = (
+        select(TrainingTime.chunk_id, TrainingTime.attempt)
+        .where(TrainingTime.ended_at < func.now() - WINDOW)
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    return delete(TrainingTime).where(key.in_(old)).returning(TrainingTime.attempt)
 
 
 def _old_notifications(days: float) -> tuple[ReturningDelete[Any], ReturningDelete[Any]]:

@@ -97,7 +97,12 @@ def _relay(settings: Settings, db: Database, celery: Celery, gauges: DispatcherG
 
 
 def _sweep(settings: Settings, db: Database, gauges: DispatcherGauges, leases: LeaseEnds) -> None:
-    swept = sweep_once(db, max_kills=settings.max_kills, free=leases.free)
+    swept = sweep_once(
+        db,
+        max_kills=settings.max_kills,
+        max_training_minutes=settings.max_training_minutes,
+        free=leases.free,
+    )
     gauges.add_sweep(swept)
     if swept:
         log.info("swept", **asdict(swept))

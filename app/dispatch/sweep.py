@@ -13,6 +13,7 @@ from app.dispatch.leases import fail_poisoned, free_ended_leases, narrow_poisone
 from app.dispatch.offers import drop_old_turns
 from app.dispatch.pauses import silence_paused_jobs
 from app.dispatch.stops import end_stopped_jobs
+from app.dispatch.trainings import stop_overspent_trainings
 from app.errors import UnavailableError
 from app.jobs.narrow import Narrowed
 from app.log import get_logger
@@ -36,6 +37,8 @@ class Swept:
     stopped: int = 0
     #: Jobs whose deadline had passed.
     overdue: int = 0
+    #: Fine-tunings of tenants that have used up their training minutes.
+    overspent: int = 0
     #: Bells of paused jobs that were taken back.
     silenced: int = 0
     #: Jobs that nothing would have closed any more; always 0 unless a rule was broken.
@@ -46,9 +49,16 @@ class Swept:
 
 
 def sweep_once(
-    db: Database, *, max_kills: int, free: Callable[[Database], int] | None = None
+    db: Database,
+    *,
+    max_kills: int,
+    max_training_minutes: int | None = None,
+    free: Callable[[Database], int] | None = None,
 ) -> Swept:
     """Free ended leases, narrow or end what keeps killing its workers, end stopped jobs.
+
+    ``max_training_minutes`` is the quota of tenants without one of their own; without it
+    nobody's trainings are looked at.
 
     A step that meets a fault nobody knows is left for the next sweep, and the others are done all
     the same: a row that one of them chokes on must not keep every cancelled job from its end.
@@ -65,6 +75,11 @@ def sweep_once(
         "silenced": lambda: silence_paused_jobs(db),
         # Before the stopped jobs are looked at, of which these are some then.
         "overdue": lambda: stop_overdue_jobs(db),
+        "overspent": lambda: (
+            0
+            if max_training_minutes is None
+            else stop_overspent_trainings(db, max_training_minutes)
+        ),
         "stopped": lambda: end_stopped_jobs(db),
         "repaired": lambda: close_forgotten_jobs(db),
     }
@@ -76,6 +91,7 @@ def sweep_once(
         killed=done["killed"],
         stopped=done["stopped"],
         overdue=done["overdue"],
+        overspent=done["overspent"],
         silenced=done["silenced"],
         repaired=done["repaired"],
     )

@@ -113,6 +113,12 @@ class Admission:
         return count
 
 
+def count_jobs(session: Session, tenant_id: str) -> tuple[int, int]:
+    """How many open jobs the tenant has, and how many it submitted within a minute."""
+    row = session.execute(_COUNT, _window(tenant_id)).one()
+    return row.open_jobs, row.submitted
+
+
 def _check(count: _Count) -> None:
     quotas = count.quotas
     if count.open_jobs >= quotas.max_open_jobs:

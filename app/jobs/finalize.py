@@ -127,6 +127,9 @@ def close_stopped_if_let_go(session: Session, tenant_id: str, job_id: str) -> bo
         case StopReason.FAILURES:
             outcome, values = JobState.FAILED, _rest_is("cancelled")
             values["error"] = _too_many_failures(job)
+        case StopReason.TRAINING_MINUTES:
+            # Its error was written with the reason, by whoever knew the quota.
+            outcome, values = JobState.FAILED, _rest_is("cancelled")
         case _:
             outcome, values = JobState.CANCELLED, _rest_is("cancelled")
     moved = move_job(session, tenant_id, job_id, outcome, sources=[JobState.CANCELLING], **values)

@@ -60,6 +60,8 @@ class StopReason(enum.StrEnum):
     DEADLINE = "deadline"
     #: More of its items failed than its failure budget allows; ends failed.
     FAILURES = "failures"
+    #: Its tenant's quota of training minutes is used up; ends failed.
+    TRAINING_MINUTES = "training_minutes"
 
 
 TERMINAL_JOB_STATES = frozenset(
@@ -87,7 +89,7 @@ JOB_SOURCES: Mapping[JobState, frozenset[JobState]] = {
     JobState.CANCELLING: _GOING_ON,
     JobState.SUCCEEDED: frozenset({JobState.FINALIZING}),
     JobState.PARTIALLY_SUCCEEDED: frozenset({JobState.FINALIZING}),
-    # From CANCELLING where the failure budget was the reason.
+    # From CANCELLING where the failure budget or the training minutes were the reason.
     JobState.FAILED: _GOING_ON | {JobState.FINALIZING, JobState.CANCELLING},
     JobState.EXPIRED: frozenset({JobState.CANCELLING}),
     JobState.CANCELLED: frozenset({JobState.CANCELLING}),

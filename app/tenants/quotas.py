@@ -24,6 +24,8 @@ class Quotas:
     max_stored_bytes: int
     #: Jobs submitted within 60 seconds.
     max_submissions_per_minute: int
+    #: Minutes that workers trained for it within 30 days, failed attempts included.
+    max_training_minutes: int
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Quotas:

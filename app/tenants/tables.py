@@ -22,6 +22,7 @@ class Tenant(Base):
     max_open_items: Mapped[int | None] = mapped_column(BigInteger)
     max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
     max_submissions_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    max_training_minutes: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class ApiKey(Base):

@@ -1,8 +1,8 @@
-"""Metrics of jobs as rows."""
+"""Metrics of jobs, and how long workers trained, as rows."""
 
 from __future__ import annotations
 
-from sqlalchemy import Double, Integer, Text, func
+from sqlalchemy import CheckConstraint, Double, ForeignKey, Index, Integer, Text, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base, Id, Moment, of_same_tenant
@@ -21,3 +21,23 @@ class Metric(Base):
     recorded_at: Mapped[Moment] = mapped_column(server_default=func.now())
 
     __table_args__ = (of_same_tenant("job_id", "jobs", ondelete="CASCADE"),)
+
+
+class TrainingTime(Base):
+    """One attempt at a fine-tuning and how long it took; written by a trigger of the database."""
+
+    __tablename__ = "training_time"
+
+    # No foreign keys: the time counts whatever becomes of the job.
+    chunk_id: Mapped[Id] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
+    job_id: Mapped[Id]
+    began_at: Mapped[Moment]
+    ended_at: Mapped[Moment]
+
+    __table_args__ = (
+        CheckConstraint("began_at <= ended_at", name="order"),
+        Index("ix_training_time_tenant_id_ended_at", "tenant_id", "ended_at"),
+        Index("ix_training_time_ended_at", "ended_at"),
+    )

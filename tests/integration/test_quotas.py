@@ -29,7 +29,7 @@ from tests.factories import add_job, add_upload, entry, make_tenant
 from tests.service import environment
 from tests.unit.archives import image_bytes, make_zip
 
-PLENTY = Quotas(1000, 1000, 10**9, 1000)
+PLENTY = Quotas(1000, 1000, 10**9, 1000, 1000)
 
 
 def limited(settings: Settings, **limits: int) -> Settings:
@@ -176,7 +176,7 @@ def test_count_far_from_the_limits_serves_for_a_second_and_near_them_for_a_momen
     clock = 1000.0
     monkeypatch.setattr("app.jobs.admit.monotonic_seconds", lambda: clock)
     counted: list[str] = []
-    admission = Admission(Quotas(100, 1000, 1000, 1000))
+    admission = Admission(Quotas(100, 1000, 1000, 1000, 1000))
     count = admission._count
 
     def counting(session: Session, tenant_id: str) -> Any:
@@ -208,7 +208,7 @@ def test_jobs_of_another_process_are_seen_after_a_second_at_the_latest(
 ) -> None:
     clock = 1000.0
     monkeypatch.setattr("app.jobs.admit.monotonic_seconds", lambda: clock)
-    admission = Admission(Quotas(20, 1000, 1000, 1000))
+    admission = Admission(Quotas(20, 1000, 1000, 1000, 1000))
     with database.tenant(tenant_id) as session:
         admission.admit_job(session, tenant_id)
         for _ in range(20):
@@ -225,7 +225,7 @@ def test_tenants_own_limits_come_before_those_of_the_settings(
     with database.system() as session:
         name = session.get_one(Tenant, tenant_id).name
         set_quotas(session, name, max_open_jobs=7)
-        assert quotas_of(session, tenant_id, PLENTY) == Quotas(7, 1000, 10**9, 1000)
+        assert quotas_of(session, tenant_id, PLENTY) == Quotas(7, 1000, 10**9, 1000, 1000)
         set_quotas(session, name, max_open_jobs=None)
         assert quotas_of(session, tenant_id, PLENTY) == PLENTY
 
@@ -250,7 +250,13 @@ def test_command_shows_and_sets_quotas(
     assert (row["max_open_jobs"], row["own"]) == (5, ["max_open_jobs"])
     assert {row["name"]: row["max_open_jobs"] for row in read("list")}[name] == 5
     shown = run("quota", name)
-    assert shown.stdout.split()[-4:] == ["5", "20,000,000*", "1,099,511,627,776*", "12,000*"]
+    assert shown.stdout.split()[-5:] == [
+        "5",
+        "20,000,000*",
+        "1,099,511,627,776*",
+        "12,000*",
+        "200,000*",
+    ]
     assert "* no limit of its own: the setting as this environment has it" in shown.stderr
     row = read("quota", name, "--max-open-jobs", "0")[0]
     assert (row["max_open_jobs"], row["own"]) == (settings.max_open_jobs, [])

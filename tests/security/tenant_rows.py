@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
-from sqlalchemy import text
+from sqlalchemy import func, text
 
 from app.audit.actions import Action
 from app.audit.append import append_entry
@@ -22,6 +22,7 @@ from app.jobs.tables import Artifact, Chunk, Item
 from app.models.tables import Model
 from app.tenants.keys import create_key
 from app.tenants.scopes import Scope
+from app.training.tables import TrainingTime
 from app.webhooks.register import create_webhook
 from tests.factories import PEPPER, add_job, add_key, add_upload, add_version
 from tests.integration.test_tenant_rows import furnish
@@ -95,6 +96,16 @@ def furnish_all(database: Database) -> str:
                 "VALUES (:tenant, 0, '', :key, '')"
             ),
             {"tenant": tenant_id, "key": key.id},
+        )
+        session.add(
+            TrainingTime(
+                chunk_id=f"chk_{tenant_id[4:]}",
+                attempt=1,
+                tenant_id=tenant_id,
+                job_id="job_1",
+                began_at=func.now(),
+                ended_at=func.now(),
+            )
         )
         session.execute(
             text(

@@ -51,6 +51,8 @@ UNCHECKED = {
     "turns.job_id": "the dispatcher's own, which sees all tenants",
     "chunks.worker_id": "workers belong to no tenant",
     "uploads.multipart_id": "the object store's",
+    "training_time.job_id": "the time counts whatever becomes of the job",
+    "training_time.chunk_id": "the same",
     "audit_entries.request_id": "requests are no rows",
     "grants.grantee_id": "a tenant, and another one by its nature",
     "jobs.shared_version_id": "another tenant's, by a grant that is looked up at each use",

@@ -77,7 +77,7 @@ class JobAnswer(Answer):
     eta_seconds: float | None
     result: dict[str, Any] | None = Field(description="What the job made.")
     error: JobError | None = Field(description="Why the job failed.")
-    stop_reason: Literal["cancel", "deadline", "failures"] | None = Field(
+    stop_reason: Literal["cancel", "deadline", "failures", "training_minutes"] | None = Field(
         description="Why the job was told to stop before its end."
     )
     created_at: datetime

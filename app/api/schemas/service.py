@@ -137,6 +137,25 @@ class KeyPage(PageAnswer):
     data: list[KeyAnswer]
 
 
+class QuotaAnswer(Answer):
+    """One quota."""
+
+    limit: int
+    used: int
+
+
+class QuotasAnswer(Answer):
+    """Each quota of the tenant, its own or the service's, and how much of it is used."""
+
+    max_open_jobs: QuotaAnswer = Field(description="Jobs that have not ended.")
+    max_open_items: QuotaAnswer = Field(description="Items of them that have not ended.")
+    max_stored_bytes: QuotaAnswer = Field(description="Bytes of uploads, weights and artifacts.")
+    max_submissions_per_minute: QuotaAnswer = Field(description="Jobs submitted in 60 seconds.")
+    max_training_minutes: QuotaAnswer = Field(
+        description="Minutes of fine-tuning within 30 days, failed attempts included."
+    )
+
+
 class WorkerAnswer(Answer):
     """A worker process."""
 
