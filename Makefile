@@ -63,7 +63,7 @@ bench: $(READY) ## Measure; ONLY= names one of tests/bench: scale, load
 	@$(BIN)/python -m tests.bench.$(ONLY)
 
 # Parts of the fuzz, each a module of tests/fuzz that ends with one line of figures.
-FUZZ := games images
+FUZZ := games images archives
 
 .PHONY: fuzz
 fuzz: $(READY) ## Attack with random input, part by part; ONLY= names one of tests/fuzz [SEED= EXAMPLES=]

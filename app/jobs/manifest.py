@@ -109,11 +109,11 @@ def _read_csv(text: io.TextIOWrapper, bucket: str) -> Iterator[ManifestLine]:
         if header is None:
             header = [cell.strip() for cell in cells]
             if "key" not in header:
-                yield ManifestLine(1, None, "the header of a CSV manifest needs a column key")
+                yield ManifestLine(number, None, "the header of a CSV manifest needs a column key")
                 return
             repeated = [name for name in _COLUMNS if header.count(name) > 1]
             if repeated:
-                yield ManifestLine(1, None, f"the header names {repeated[0]} twice")
+                yield ManifestLine(number, None, f"the header names {repeated[0]} twice")
                 return
             continue
         if len(cells) != len(header):
