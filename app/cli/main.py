@@ -20,6 +20,7 @@ from app.cli.jobs import export, list_jobs, results, show_job, watch
 from app.cli.migrate import migrate
 from app.cli.settings import settings
 from app.cli.submit import submit
+from app.cli.workers import workers
 
 _IMAGES = "Images in, results out"
 _MODELS = "Models and data"
@@ -112,6 +113,7 @@ app.add_typer(webhooks.app, name="webhooks", rich_help_panel=_SERVICE)
 app.add_typer(tenants.app, name="tenants", rich_help_panel=_SERVICE)
 app.add_typer(sealing.app, name="sealing", rich_help_panel=_SERVICE)
 app.add_typer(audit.app, name="audit", rich_help_panel=_SERVICE)
+app.command(rich_help_panel=_SERVICE)(workers)
 app.command(rich_help_panel=_SERVICE)(settings)
 app.command(rich_help_panel=_SERVICE)(doctor)
 app.command(rich_help_panel=_SERVICE)(migrate)

@@ -157,16 +157,12 @@ class QuotasAnswer(Answer):
 
 
 class WorkerAnswer(Answer):
-    """A worker process."""
+    """A worker process, which works for all tenants: nothing of its machine or of their models."""
 
     id: str
-    name: str
-    host: str
-    pid: int
-    device: str
     queue: str
-    slots: int
-    warm_versions: list[str]
+    slots: int = Field(description="Chunks that it works on at once.")
+    state: Literal["alive", "gone"]
     started_at: datetime
     last_seen_at: datetime
     gone_at: datetime | None
