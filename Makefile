@@ -58,7 +58,7 @@ faults: $(READY) ## Break everything under load and prove that nothing is lost [
 		$(if $(QUICK),--quick)
 
 .PHONY: bench
-bench: $(READY) ## Measure; ONLY= names one of tests/bench: scale, load, decode
+bench: $(READY) ## Measure; ONLY= names one of tests/bench: audit, scale, load, decode
 	@test -n "$(ONLY)" || { echo 'say which: make bench ONLY=scale' >&2; exit 2; }
 	@$(BIN)/python -m tests.bench.$(ONLY)
 

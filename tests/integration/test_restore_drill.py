@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 from sqlalchemy import func, select, text, update
+from sqlalchemy.exc import ProgrammingError
 
+from app.audit.chain import chain_entries
+from app.audit.keys import AuditKeys
+from app.audit.verify import verify_chain
 from app.jobs.states import ChunkState, JobState
 from app.jobs.submit import submit_export, submit_ingest
 from app.jobs.tables import Artifact, Chunk
@@ -158,4 +162,14 @@ def test_restored_folder_serves_everything_and_ends_what_was_open(
             assert again.status_code == 202, again.json
             export = service.wait_for_end(drill.tenant_id, again.json["id"])
             assert export.state == JobState.SUCCEEDED
+        # The chain of the audit log came along, and goes on: the first two tell of tenant and key.
+        chain_entries(there.db, AuditKeys.from_settings(there.settings))
+        with there.db.system() as session:
+            keys = AuditKeys.from_settings(there.settings)
+            verdict = verify_chain(session, keys, drill.tenant_id)
+            assert session.scalar(text("SELECT min(seq) FROM audit_entries")) == 1
+        assert (verdict.fault, verdict.unchained) == (None, 0)
+        assert verdict.good >= 4
+        with pytest.raises(ProgrammingError, match="append-only"), there.db.system() as session:
+            session.execute(text("DELETE FROM audit_entries"))
     assert not list(drill.folder.glob(".restored*"))
