@@ -98,8 +98,8 @@ class Fuzz:
         began = time.monotonic()
         try:
             run = self.pool.decode([*inputs[:place], neighbour, *inputs[place:]], SPEC)
-        except Exception as error:
-            self.escapes.append(f"inputs {first}…{first + count - 1}: {error!r}")
+        except Exception as raised:
+            self.escapes.append(f"inputs {first}…{first + count - 1}: {raised!r}")
             return
         if time.monotonic() - began > _RUN_SECONDS:
             self.escapes.append(f"inputs {first}…{first + count - 1}: took longer than they may")

@@ -8,8 +8,10 @@ import zlib
 from collections.abc import Callable, Sequence
 
 #: Values that a length, a count or a side is wrong with.
-_EXTREMES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 2**24, 2**31 - 1)
-_EXTREMES += (2**31, 2**32 - 1)
+_EXTREMES = (
+    *(0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x10000),
+    *(2**24, 2**31 - 1, 2**31, 2**32 - 1),
+)
 #: Where most of what a file says of itself stands.
 _HEADER_BYTES = 96
 _MOST_STEPS = 6

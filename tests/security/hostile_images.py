@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +76,8 @@ def good(number: int) -> tuple[bytes, Pixels]:
     return encode(Image.fromarray(noise), "PNG"), noise
 
 
-def _cut(data: bytes, share: float) -> bytes:
+def _cut_jpeg(share: float) -> bytes:
+    data = _noisy_jpeg()
     return data[: int(len(data) * share)]
 
 
@@ -96,7 +98,7 @@ def _broken() -> Iterator[Case]:
     yield Case("JPEG, header only", lambda: jpeg()[:20], "truncated")
     yield Case("PNG, header only", lambda: whole[:33], "truncated")
     for share in (0.1, 0.5, 0.99):
-        yield Case(f"JPEG cut at {share:.0%}", lambda s=share: _cut(_noisy_jpeg(), s), "truncated")
+        yield Case(f"JPEG cut at {share:.0%}", partial(_cut_jpeg, share), "truncated")
     yield Case("PNG, bad CRC of its header", lambda: _damage(whole, b"IHDR", 18), "undecodable")
     yield Case("PNG, bad CRC of its data", lambda: _damage(whole, b"IEND", -5), "undecodable")
     yield Case("PNG without data", lambda: whole[:33] + chunk(b"IEND", b""), "undecodable")
@@ -185,7 +187,7 @@ def _not_images() -> Iterator[Case]:
         "executable": b"\x7fELF" + bytes(60),
     }
     for name, data in unsupported.items():
-        yield Case(name, lambda d=data: d, "unsupported_format")
+        yield Case(name, partial(bytes, data), "unsupported_format")
     yield Case("JPEG 2000 tiles", _jpeg_2000_tiles, "unsupported_format")
 
 
@@ -244,7 +246,7 @@ def _odd_but_good() -> Iterator[Case]:
     yield Case("AVIF", _avif, seen, off=6)
     for orientation in range(1, 9):
         name = f"EXIF orientation {orientation}"
-        yield Case(name, lambda turn=orientation: with_exif(turn), seen, off=6)
+        yield Case(name, partial(with_exif, orientation), seen, off=6)
 
 
 def _avif() -> bytes:

@@ -90,7 +90,7 @@ def has_damaged_data(data: bytes | bytearray) -> bool:
     """
     view, at = memoryview(data), len(_PNG)
     while at + 12 <= len(view):
-        length, kind = int.from_bytes(view[at : at + 4], "big"), view[at + 4 : at + 8]
+        length, kind = int.from_bytes(view[at : at + 4], "big"), bytes(view[at + 4 : at + 8])
         end = at + 8 + length
         if kind == b"IEND" or end + 4 > len(view):
             break
