@@ -16,6 +16,8 @@ from app.uploads.reader import Survey
 _MAX_FAULTS = 100
 _MAX_LABEL_LENGTH = 200
 _MAX_ROW_CHARS = 64 * 1024
+#: Of all files of an archive; a line for each member it may have, and a quarter more.
+_MAX_LINES = 2_500_000
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 #: What people call the three splits.
 _SPLITS = {
@@ -57,6 +59,7 @@ class Labels:
         self._by_full_name: dict[str, Label | None] = {}
         #: By the last part of the filename, with the folder the line gave; None: unclear.
         self._by_base: dict[str, tuple[Label, str] | None] = {}
+        self._lines_left = _MAX_LINES
         self._unlabelled_folder = survey.common_folder
         self._known_bases = set(survey.base_hashes) if survey.label_files else set()
         for name, content in survey.label_files:
@@ -82,6 +85,9 @@ class Labels:
 
     def _read(self, name: str, content: bytes) -> None:
         folder = name.rpartition("/")[0]
+        self._lines_left -= max(content.count(b"\n"), content.count(b"\r"))
+        if self._lines_left < 0:
+            raise _unreadable(name, f"it has lines beyond {_MAX_LINES}")
         text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
         rows = iter(CsvRows(text, longest=_MAX_ROW_CHARS))
         _, first = next(rows, (1, []))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from app.errors import DarkroomError, InvalidInputError
+from app.jobs.manifest import read_manifest
 from app.settings import Settings
+from app.storage.keys import Location
+from app.storage.s3 import ObjectStore
 from app.uploads.judge import ImageLimits
 from app.uploads.members import ArchiveLimits
 from app.uploads.pack import PackedShard, ShardWriter
@@ -62,6 +65,16 @@ def take(file: BinaryIO, archives: ArchiveLimits = ARCHIVES) -> dict[str, Any]:
     return outcome
 
 
+def list_manifest(path: str, key: str) -> list[tuple[int, str | None]]:
+    """The first thousand lines of a manifest: the number of each, and its fault or None."""
+    store = cast(ObjectStore, _OneObject(path))
+    lines = []
+    for line in read_manifest(store, Location("lists", key), default_bucket="photos"):
+        if len(lines) < 1000:
+            lines.append((line.line, line.fault))
+    return lines
+
+
 def check_weights_header(path: str) -> str | None:
     """The code with which a weights file is refused by its header."""
     try:
@@ -69,6 +82,16 @@ def check_weights_header(path: str) -> str | None:
     except InvalidInputError as error:
         return error.code
     return None
+
+
+class _OneObject:
+    """An object store of one object, a file on disk."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def open(self, bucket: str, key: str) -> BinaryIO:
+        return Path(self._path).open("rb")
 
 
 class _Repeated(io.RawIOBase):
