@@ -41,6 +41,11 @@ def build_world(
     tenant_id = make_tenant(database)
     grantee = name_of_tenant(database, make_tenant(database))
     api = Api(app, make_key(database, settings, tenant_id))
+    with database.tenant(tenant_id) as session:
+        version = add_version(session, tenant_id, name)
+        version.weights_sha256 = hashlib.sha256(CONTENT).hexdigest()
+        version.weights_bytes = len(CONTENT)
+    objects.put(settings.bucket, str(version.weights_key), CONTENT)
     job = api("POST", "/v1/jobs", json=import_body(name)).json["id"]
     begun = api("POST", "/v1/uploads/multipart", json={"filename": "x.zip", "size_bytes": 7}).json
     spare = make_key(database, settings, tenant_id, name="spare").split("_")[1]
@@ -54,7 +59,6 @@ def build_world(
         frozen = freeze_dataset(
             session, tenant_id, name=name, upload_id=ready.id, fractions=(1.0, 0.0, 0.0), seed=0
         )
-        version = add_version(session, tenant_id, name)
         move_alias(session, tenant_id, name, "production", version.id)
         give_grant(session, tenant_id, name, grantee, rights=["run"])
         webhook, _ = create_webhook(

@@ -31,6 +31,7 @@ from app.api import (
     results,
     uploads,
     webhooks,
+    weights,
     workers,
 )
 from app.api.audit import begin_note, check_noted
@@ -75,6 +76,7 @@ _RESOURCES = (
     datasets.resource,
     models.resource,
     grants.resource,
+    weights.resource,
     artifacts.resource,
     keys.resource,
     webhooks.resource,

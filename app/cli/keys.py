@@ -1,4 +1,4 @@
-"""``darkroom keys create | rotate | list | revoke``."""
+"""``darkroom keys create | rotate | list | revoke | budget``."""
 
 from __future__ import annotations
 
@@ -115,6 +115,37 @@ def revoke(
         print_json({"id": key_id, "revoked": True})
         return
     say(f"{key_id} revoked")
+
+
+@app.command()
+def budget(
+    context: typer.Context,
+    key_id: Annotated[str, typer.Argument(metavar="KEY", help="key_…", show_default=False)],
+    items_per_day: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Images a day (UTC) from now on; 0 for any number.", show_default=False
+        ),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show how many images a day a key may have answered, or set it."""
+    with connect(context) as darkroom:
+        found = (
+            darkroom.keys.budget(key_id)
+            if items_per_day is None
+            else darkroom.keys.set_budget(key_id, items_per_day or None)
+        )
+    most = found.max_items_per_day
+    text = (
+        "any number of images"
+        if most is None
+        else f"{most:,} images a day, {found.items_today:,} today"
+    )
+    if as_json:
+        print_json(found.raw)
+        return
+    say(f"{key_id}: {text}")
 
 
 def _show_once(key: Key, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""``darkroom models import | list | show | alias``."""
+"""``darkroom models import | list | show | alias``; sharing stands in :mod:`app.cli.sharing`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.cli import sharing
 from app.cli.connect import GuardedGroup, JsonFlag, connect
 from app.cli.console import answer, note, print_fields, print_json, print_table, say, state_text
 from app.cli.follow import finish, follow
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from app.client.values import ModelVersion
 
 app = typer.Typer(
-    cls=GuardedGroup, help="Import models, list them, move aliases.", no_args_is_help=True
+    cls=GuardedGroup, help="Import models, list, share and export them.", no_args_is_help=True
 )
 
 
@@ -172,3 +173,7 @@ def set_alias(
 def _accuracy(version: ModelVersion) -> str:
     accuracy = (version.scores or {}).get("accuracy")
     return f"{accuracy:.4f}" if isinstance(accuracy, (int, float)) else ""
+
+
+for command in (sharing.grant, sharing.revoke, sharing.grants, sharing.shared, sharing.export):
+    app.command()(command)

@@ -47,7 +47,7 @@ def submit(
     ] = None,
     model: Annotated[
         str,
-        typer.Option("--model", "-m", help="NAME, NAME@ALIAS, NAME@NUMBER or mdv_…"),
+        typer.Option("--model", "-m", help="NAME, NAME@ALIAS, NAME@NUMBER, OWNER/NAME… or mdv_…"),
     ] = ...,  # type: ignore[assignment]  # typer's mark of an option that must be given
     upload: Annotated[
         str | None, typer.Option(help="An earlier upload: upl_…", show_default=False)
@@ -185,8 +185,9 @@ def _require_model(darkroom: Darkroom, reference: str) -> None:
     """Raise what the service would answer to a job of this model, as far as can be asked."""
     from app.client import ApiError
 
-    # An id is copied, not typed, and no address of the service reads a version by it.
-    if reference.startswith("mdv_"):
+    # An id is copied, not typed, and no address of the service reads a version by it; nor do
+    # models of other tenants have any.
+    if reference.startswith("mdv_") or "/" in reference:
         return
     try:
         version = darkroom.models.find(reference)

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from app.client.transport import Transport, road
-from app.client.values import Key
+from app.client.values import Budget, Key
 
 
 class Keys:
@@ -58,6 +58,18 @@ class Keys:
     def list(self) -> Iterator[Key]:
         """Every key, without secrets."""
         return map(_key, self._transport.pages("/v1/keys"))
+
+    def budget(self, key_id: str) -> Budget:
+        """How many images a day the key may have answered, and had planned today."""
+        answer = self._transport.call("GET", road("keys", key_id, "budget"))
+        return Budget.from_dict(answer.json())
+
+    def set_budget(self, key_id: str, max_items_per_day: int | None) -> Budget:
+        """Bound the images a day that the key may have answered; None for any number."""
+        answer = self._transport.call(
+            "PUT", road("keys", key_id, "budget"), json={"max_items_per_day": max_items_per_day}
+        )
+        return Budget.from_dict(answer.json())
 
     def revoke(self, key_id: str) -> None:
         """End a key at once."""

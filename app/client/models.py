@@ -1,13 +1,16 @@
-"""Imports weights, lists versions, moves aliases."""
+"""Imports weights, lists versions, moves aliases, shares models, takes weights out."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from app.client.errors import ApiError
+from app.client.download import Download, OnProgress
+from app.client.errors import LOCAL_FILE, ApiError
 from app.client.transport import Transport, road
-from app.client.values import Job, Model, ModelVersion
+from app.client.values import Grant, Job, Model, ModelVersion, SharedModel
 
 #: What a name alone means.
 _PRODUCTION = "production"
@@ -85,3 +88,70 @@ class Models:
             "PUT", road("models", model, "aliases", alias), json={"version": number}
         )
         return ModelVersion.from_dict(answer.json())
+
+    def grant(
+        self,
+        model: str,
+        tenant: str,
+        rights: Sequence[str],
+        *,
+        answers: str = "rounded",
+        max_items_per_day: int | None = None,
+    ) -> Grant:
+        """Let another tenant do this and nothing else with a model; needs the scope ``admin``."""
+        body = {
+            "rights": [*rights],
+            "answers": answers,
+            "max_items_per_day": max_items_per_day,
+        }
+        answer = self._transport.call("PUT", road("models", model, "grants", tenant), json=body)
+        return Grant.from_dict(answer.json())
+
+    def revoke(self, model: str, tenant: str) -> None:
+        """Take every right on a model back from a tenant."""
+        self._transport.call("DELETE", road("models", model, "grants", tenant))
+
+    def grants(self, model: str) -> Iterator[Grant]:
+        """Who else may use a model."""
+        return map(Grant.from_dict, self._transport.pages(road("models", model, "grants")))
+
+    def shared(self) -> Iterator[SharedModel]:
+        """The models that other tenants share with this one."""
+        return map(SharedModel.from_dict, self._transport.pages("/v1/shared-models"))
+
+    def export(
+        self,
+        model: str,
+        number: int,
+        path: str | Path,
+        on_progress: OnProgress | None = None,
+    ) -> Path:
+        """Write a version's weights to ``path``, a file or folder, and a ``.json`` beside.
+
+        ``model`` is an own one, or ``owner/name``. The file is plain safetensors; the other one
+        says what it takes to use it: architecture, preprocessing, classes.
+
+        Raises:
+            ApiError: ``export_not_granted``, ``model_not_found``; or as for any download.
+        """
+        owner, _, name = model.rpartition("/")
+        query = {"owner": owner} if owner else None
+        version = ("models", name, "versions", number)
+        spec = self._transport.call("GET", road(*version, "spec"), query=query).json()
+        file = spec["weights"]
+        written = Download(
+            road(*version, "weights"),
+            file["filename"],
+            file["size_bytes"],
+            file["sha256"],
+            file["sha256"][:16],
+            query,
+        ).save(self._transport, path, on_progress)
+        beside = written.with_suffix(".json")
+        try:
+            beside.write_text(json.dumps(spec, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        except OSError as error:
+            raise ApiError(
+                f"{beside} cannot be written: {error.strerror}", code=LOCAL_FILE
+            ) from error
+        return written

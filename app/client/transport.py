@@ -193,7 +193,7 @@ class Transport:
 
     @contextmanager
     def stream(
-        self, path: str, *, headers: Mapping[str, str] | None = None
+        self, path: str, *, headers: Mapping[str, str] | None = None, query: Query | None = None
     ) -> Iterator[httpx2.Response]:
         """The open answer to one GET, not tried again.
 
@@ -202,7 +202,10 @@ class Transport:
         """
         try:
             with self._client.stream(
-                "GET", path, headers=self._headers("GET", headers, None)
+                "GET",
+                path,
+                params=_plain(query) or None,
+                headers=self._headers("GET", headers, None),
             ) as response:
                 self._met = True
                 if response.status_code >= 400:

@@ -279,6 +279,45 @@ class Model(Value):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Grant(Value):
+    """What another tenant may do with a model; ``answers`` is full, rounded or top1."""
+
+    id: str
+    model: str = ""
+    tenant: str = ""
+    rights: tuple[str, ...] = field(default=(), metadata={"read": _names})
+    answers: str = ""
+    #: Images in a day (UTC); None is any number.
+    max_items_per_day: int | None = None
+    items_today: int = 0
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedModel(Value):
+    """A model of another tenant that may be used: jobs name it ``model``, or ``model@alias``."""
+
+    id: str
+    model: str = ""
+    rights: tuple[str, ...] = field(default=(), metadata={"read": _names})
+    answers: str = ""
+    max_items_per_day: int | None = None
+    items_today: int = 0
+    aliases: Mapping[str, int] = field(default_factory=dict)
+    version_numbers: tuple[int, ...] = field(default=(), metadata={"read": tuple})
+    created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget(Value):
+    """How many images a key may have answered in a day (UTC); None is any number."""
+
+    max_items_per_day: int | None = None
+    items_today: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Key(Value):
     """An API key without its secret; ``text`` is the whole key, shown once, when it is made."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,7 @@ def stored_weights(version: ModelVersion) -> StoredWeights:
 
 def read_weights(
     store: ObjectStore, bucket: str, keyring: Keyring, weights: StoredWeights
-) -> Iterator[bytes]:
+) -> Generator[bytes]:
     """The weights in clear, straight from the object store, as a safetensors file in pieces.
 
     For whoever hands weights out (an export); what may be handed out is theirs to decide

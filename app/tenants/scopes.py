@@ -21,7 +21,7 @@ class Scope(enum.StrEnum):
     MODELS_WRITE = "models:write"
     #: Correct labels; guards nothing yet, since no address corrects any.
     LABELS_WRITE = "labels:write"
-    #: Download what jobs made.
+    #: Download what jobs made, and weights.
     EXPORTS = "exports"
     #: Everything, and the keys of the tenant.
     ADMIN = "admin"

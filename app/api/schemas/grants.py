@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -76,6 +76,34 @@ class SharedModelPage(PageAnswer):
     """A page of models that others share with this tenant, newest first."""
 
     data: list[SharedModelAnswer]
+
+
+class ExportQuery(Parameters):
+    """Whose model."""
+
+    owner: Name | None = Field(
+        None, description="The tenant that shares the model; left out, it is an own one."
+    )
+
+
+class WeightsFile(Answer):
+    """The file that the weights are downloaded as."""
+
+    filename: str
+    size_bytes: int
+    sha256: str
+
+
+class SpecAnswer(Answer):
+    """A version apart from its weights: all that it takes to use them elsewhere."""
+
+    model: str = Field(description="`name`, or `owner/name`.")
+    number: int
+    arch: str = Field(description="`small_cnn`, or the name of a torchvision builder.")
+    arch_options: dict[str, Any]
+    classes: list[str] = Field(description="In the order of the network's outputs.")
+    preprocess: dict[str, Any] = Field(description="How an image becomes the network's input.")
+    weights: WeightsFile
 
 
 class SetBudget(Request):
