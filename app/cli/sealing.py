@@ -39,7 +39,7 @@ def new_key(
 ) -> None:
     """Make a sealing key, as DARKROOM_SEALING_KEYS takes it; it is kept nowhere else.
 
-    To rotate, put it before the keys that are there already, with a comma between.
+    To rotate, put it behind the keys that are there, restart everything, then put it first.
     """
     from app.keyring import check_key_id, new_key_text
 

@@ -56,6 +56,12 @@ def test_recognition_loads_no_web_framework_and_no_database() -> None:
     assert not loaded & {"flask", "sqlalchemy", "psycopg", "celery", "redis", "boto3"}
 
 
+def test_recognition_and_training_know_no_key() -> None:
+    # A bare GPU machine runs them; whoever opens sealed weights brings the library.
+    loaded = modules_after("import worker.recognisers.load, worker.training.checkpoint")
+    assert "cryptography" not in loaded
+
+
 def test_decode_children_load_no_torch() -> None:
     assert not modules_after("import worker.pipeline.decode_child") & TORCH_WORLD
 

@@ -32,10 +32,10 @@ _AGED = (
     "UPDATE uploads SET created_at = created_at - :age WHERE tenant_id = ANY(:tenants)",
 )
 _OPEN = text("SELECT count(*) FROM jobs WHERE tenant_id = ANY(:tenants) AND ended_at IS NULL")
-# Weights as the client sent them; an import may read them again.
+# Weights as the client sent them, until an import has succeeded.
 _MAY_LIE = """
     SELECT object_key FROM uploads
-    WHERE tenant_id = ANY(:tenants) AND state <> 'failed' AND kind = 'weights'
+    WHERE tenant_id = ANY(:tenants) AND state NOT IN ('failed', 'imported') AND kind = 'weights'
     """
 _MUST_LIE = """
     SELECT object_key FROM shards WHERE tenant_id = ANY(:tenants)

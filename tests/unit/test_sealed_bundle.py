@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -39,12 +40,17 @@ def opened(bundle: bytes, about: Subject, key: bytes = KEY) -> bytes:
     return b"".join(unseal(io.BytesIO(bundle), key, about))
 
 
+def take(pieces: Iterator[bytes], came: bytearray) -> None:
+    for piece in pieces:
+        came += piece
+
+
 def assert_refused(bundle: bytes, file: bytes, about: Subject | None = None) -> None:
     """Nothing but true bytes of the file came out before the refusal."""
     came = bytearray()
     pieces = unseal(io.BytesIO(bundle), KEY, about or subject(file))
     with pytest.raises(SealedDamagedError) as caught:
-        came.extend(b for piece in pieces for b in piece)
+        take(pieces, came)
     assert caught.value.code == "weights_sealed_damaged"
     assert not caught.value.retryable
     assert file.startswith(bytes(came))
@@ -111,6 +117,43 @@ def test_frame_of_another_bundle_of_the_same_file_and_key_is_refused(
     end = start + SEALED
     assert_refused(one[:start] + other[start:end] + one[end:], file)
     assert_refused(other[:HEADER] + one[HEADER:], file)
+
+
+#: Six frames, none like another.
+SIX = bytes(range(6 * FRAME))
+
+
+def refused_at(bundle: bytes) -> tuple[int, bytes]:
+    """Which frame did not open, and what had come before: no digest of the whole was needed."""
+    came, pieces = bytearray(), unseal(io.BytesIO(bundle), KEY, subject(SIX))
+    with pytest.raises(SealedDamagedError, match=r"frame \d of the sealed bundle") as caught:
+        take(pieces, came)
+    return int(caught.value.detail.split()[1]), bytes(came)
+
+
+@pytest.mark.parametrize("kept", range(1, 6))
+def test_cut_between_frames_shows_at_the_frame_that_became_the_last(kept: int) -> None:
+    bundle = sealed(SIX)[: HEADER + kept * SEALED]
+    assert refused_at(bundle) == (kept - 1, SIX[: (kept - 1) * FRAME])
+
+
+@pytest.mark.parametrize(("first", "second"), [(i, j) for j in range(6) for i in range(j)])
+def test_two_exchanged_frames_show_at_the_first(first: int, second: int) -> None:
+    bundle = sealed(SIX)
+    frames = [bundle[at : at + SEALED] for at in range(HEADER, len(bundle), SEALED)]
+    frames[first], frames[second] = frames[second], frames[first]
+    found = refused_at(bundle[:HEADER] + b"".join(frames))
+    assert found == (first, SIX[: first * FRAME])
+
+
+def test_bundles_under_one_key_share_no_nonce() -> None:
+    # Under equal nonces equal files would be equal before the tags.
+    one, other = sealed(SIX), sealed(SIX)
+    assert all(
+        one[at : at + FRAME] != other[at : at + FRAME] for at in range(HEADER, len(one), SEALED)
+    )
+    zeros = sealed(bytes(6 * FRAME))
+    assert len({zeros[at : at + FRAME] for at in range(HEADER, len(zeros), SEALED)}) == 6
 
 
 @pytest.mark.parametrize("word", ["tenant_id", "version_id", "sha256", "kind"])
