@@ -58,12 +58,12 @@ faults: $(READY) ## Break everything under load and prove that nothing is lost [
 		$(if $(QUICK),--quick)
 
 .PHONY: bench
-bench: $(READY) ## Measure; ONLY= names one of tests/bench: audit, scale, load, decode
+bench: $(READY) ## Measure; ONLY= names one of tests/bench: audit, scale, load, decode, api
 	@test -n "$(ONLY)" || { echo 'say which: make bench ONLY=scale' >&2; exit 2; }
 	@$(BIN)/python -m tests.bench.$(ONLY)
 
 # Parts of the fuzz, each a module of tests/fuzz that ends with one line of figures.
-FUZZ := games images archives
+FUZZ := games images archives api
 
 .PHONY: fuzz
 fuzz: $(READY) ## Attack with random input, part by part; ONLY= names one of tests/fuzz [SEED= EXAMPLES=]

@@ -92,10 +92,10 @@ def show_event(event: Event) -> EventAnswer:
 
 
 def _last_event_id() -> int | None:
-    given = request.headers.get("Last-Event-ID", "").strip()
-    if not given:
+    given = request.headers.get("Last-Event-ID")
+    if given is None:
         return None
-    if not re.fullmatch(LAST_EVENT_PATTERN, given):
+    if not re.fullmatch(LAST_EVENT_PATTERN, given.strip()):
         raise InvalidInputError(
             "Last-Event-ID must be the id of an event of this job: a number",
             code="last_event_id_invalid",

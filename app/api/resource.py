@@ -18,8 +18,8 @@ View = TypeVar("View", bound=Callable[..., Any])
 #: What an answer is: a schema, the media type of raw bytes, or nothing.
 Form = type[BaseModel] | str | None
 
-#: What any route may answer: an outage, or a fault of ours.
-_ALWAYS = frozenset({400, 500, 503})
+#: What any route may answer: to what is no request, or has too long a head; an outage, our fault.
+_ALWAYS = frozenset({400, 414, 431, 500, 503})
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class Resource(APIBlueprint):
             if "path" in hints:
                 expected.add(404)
             if body is not None or media_types:
-                expected |= {413, 415}
+                expected |= {408, 413, 415}
             if body is not None or "query" in hints:
                 expected.add(422)
             asked = list(takes)

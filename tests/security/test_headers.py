@@ -109,6 +109,7 @@ def test_no_route_shows_bytes_of_a_user_but_as_a_file_to_save(world):
     free = {
         "download_artifact",
         "download_linked",
+        "export_weights",
         "get_docs",
         "get_docs_style",
         "get_metrics",

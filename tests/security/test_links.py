@@ -15,6 +15,7 @@ from app.api import links
 from app.errors import SettingsError
 from app.ids import new_id
 from app.settings import load_settings
+from app.tenants.scopes import Principal, Scope
 from tests.api_client import make_app, make_key
 from tests.security.work import recorded_work
 from tests.world import CONTENT, build_world
@@ -101,9 +102,9 @@ def test_forged_moved_and_cut_links_open_nothing_and_ask_the_database_nothing(ap
 def test_link_ends(app, world, monkeypatch):
     link = link_of(world)
     now = time.time()
-    monkeypatch.setattr(links.time, "time", lambda: now + 899)
+    monkeypatch.setattr(time, "time", lambda: now + 899)
     assert app.test_client().get(link).status_code == 200
-    monkeypatch.setattr(links.time, "time", lambda: now + 901)
+    monkeypatch.setattr(time, "time", lambda: now + 901)
     answer = app.test_client().get(link)
     assert (answer.status_code, answer.json["code"]) == (403, "link_expired")
 
@@ -125,15 +126,13 @@ def test_link_of_a_tenant_does_not_open_a_row_that_another_took_over(app, world,
 
 
 def _principal(world):
-    from app.tenants.scopes import Principal
-
     return Principal(world.tenant_id, f"key_{world.api.key.split('_')[1]}", frozenset())
 
 
 def test_link_needs_the_scope_that_a_download_needs(app, settings, database, world):
     from tests.api_client import Api
 
-    reader = Api(app, make_key(database, settings, world.tenant_id, "jobs:read"))
+    reader = Api(app, make_key(database, settings, world.tenant_id, Scope.JOBS_READ))
     answer = reader("POST", f"/v1/artifacts/{world.ids['artifact_id']}/link")
     assert (answer.status_code, answer.json["code"]) == (403, "scope_missing")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
-from app.api.schemas.base import Answer, PageAnswer, PageQuery, free_text
+from app.api.schemas.base import Answer, Moment, PageAnswer, PageQuery, free_text
 
 
 class AuditQuery(PageQuery):
@@ -22,8 +22,8 @@ class AuditQuery(PageQuery):
     actor: Annotated[str, free_text(40)] | None = Field(
         None, description="Only what this key (its id) did, or `operator`."
     )
-    since: AwareDatetime | None = Field(None, description="Only from this moment on.")
-    until: AwareDatetime | None = Field(None, description="Only before this moment.")
+    since: Moment | None = Field(None, description="Only from this moment on.")
+    until: Moment | None = Field(None, description="Only before this moment.")
 
 
 class AuditAnswer(Answer):

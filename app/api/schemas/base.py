@@ -5,7 +5,14 @@ from __future__ import annotations
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
 
 #: One id of any kind, such as ``job_01k8…``.
 ID_PATTERN = r"^[a-z]{3}_[0-9a-hjkmnp-tv-z]{26}$"
@@ -38,6 +45,16 @@ def free_text(max_length: int, *, min_length: int = 1) -> StringConstraints:
     return StringConstraints(pattern=r"^[^\x00]*$", min_length=min_length, max_length=max_length)
 
 
+def _written_out(value: Any) -> Any:
+    """Refuse a number where a moment is meant: the library takes it for seconds since 1970."""
+    if isinstance(value, str) and value[4:5] != "-":
+        raise ValueError("write it as RFC 3339 does, such as 2026-01-31T12:00:00Z")
+    return value
+
+
+#: A moment in a query.
+Moment = Annotated[AwareDatetime, BeforeValidator(_written_out)]
+
 AnyId = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=30)]
 JobId = Annotated[str, id_of("job")]
 UploadId = Annotated[str, id_of("upl")]
@@ -61,7 +78,11 @@ Metadata = Annotated[
         | Annotated[float, Field(allow_inf_nan=False)]
         | None,
     ],
-    Field(max_length=64),
+    Field(
+        max_length=64,
+        # Their pattern alone would allow other names beside those that match.
+        json_schema_extra={"propertyNames": {"minLength": 1, "maxLength": 64}},
+    ),
 ]
 
 
