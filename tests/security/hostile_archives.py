@@ -604,7 +604,7 @@ _LABELS = b"filename,label\ngood/000.jpg,cat\n"
 refuse(
     "labels-link",
     "labels_invalid",
-    lambda: good_zip(ZipMember(b"labels.csv", b"/etc/passwd", mode=0o120777)),
+    lambda: good_zip(ZipMember(b"labels.csv", _LABELS, mode=0o120777)),
 )
 refuse(
     "labels-encrypted",

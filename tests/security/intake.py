@@ -68,7 +68,7 @@ def take(file: BinaryIO, archives: ArchiveLimits = ARCHIVES) -> dict[str, Any]:
 def list_manifest(path: str, key: str) -> list[tuple[int, str | None]]:
     """The first thousand lines of a manifest: the number of each, and its fault or None."""
     store = cast(ObjectStore, _OneObject(path))
-    lines = []
+    lines: list[tuple[int, str | None]] = []
     for line in read_manifest(store, Location("lists", key), default_bucket="photos"):
         if len(lines) < 1000:
             lines.append((line.line, line.fault))
