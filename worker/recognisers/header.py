@@ -6,10 +6,11 @@ its dtype, shape and place; then the numbers, without a gap, to the end of the f
 
 from __future__ import annotations
 
+import io
 import json
 from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from app.errors import InvalidInputError
 
@@ -49,19 +50,28 @@ def check_header(path: Path) -> None:
             ``weights_header_too_large``, ``weights_header_invalid``, or ``weights_damaged`` for
             a file that is cut short or goes on behind its last tensor.
     """
-    size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(_LENGTH_BYTES + 1)
-        length = int.from_bytes(head[:_LENGTH_BYTES], "little")
-        if head[_LENGTH_BYTES:] != b"{":
-            _refuse_other(head)
-        if length > MAX_HEADER_BYTES:
-            raise InvalidInputError(
-                f"the weights' header claims {length} bytes, at most {MAX_HEADER_BYTES} are "
-                "allowed",
-                code="weights_header_too_large",
-            )
-        raw = b"{" + file.read(max(0, length - 1))
+        check_header_of(file)
+
+
+def check_header_of(file: BinaryIO) -> None:
+    """As :func:`check_header`, of an open file that seeks, wherever it lies.
+
+    Raises:
+        InvalidInputError: as :func:`check_header`.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(_LENGTH_BYTES + 1)
+    length = int.from_bytes(head[:_LENGTH_BYTES], "little")
+    if head[_LENGTH_BYTES:] != b"{":
+        _refuse_other(head)
+    if length > MAX_HEADER_BYTES:
+        raise InvalidInputError(
+            f"the weights' header claims {length} bytes, at most {MAX_HEADER_BYTES} are allowed",
+            code="weights_header_too_large",
+        )
+    raw = b"{" + file.read(max(0, length - 1))
     if len(raw) < length:
         _damaged(f"the header has {length} bytes, and the file ends after {size}")
     data_bytes = size - _LENGTH_BYTES - length

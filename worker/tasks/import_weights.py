@@ -19,9 +19,11 @@ from app.jobs.imported import settle_weights
 from app.jobs.submit import upload_imported
 from app.log import get_logger
 from app.models.spec import ModelSpec, PreprocessSpec
+from app.storage.ranged import open_ranged
 from app.uploads.tables import Upload, UploadState
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
+from worker.recognisers.header import check_header_of
 from worker.recognisers.registry import default_preprocess, imagenet_classes
 from worker.recognisers.weights import check_weights, save_weights
 from worker.tasks.files import path_of, unnamed_file
@@ -160,4 +162,8 @@ def _bring(process: WorkerProcess, held: HeldLease, file: BufferedRandom) -> Non
         raise InvalidInputError(f"the upload {weights} is gone", code="upload_not_found")
     if upload.state == UploadState.IMPORTED:
         raise upload_imported(weights)
+    bucket = process.settings.bucket
+    # The header first, before gigabytes come here that are no weights.
+    with open_ranged(process.store, bucket, upload.object_key, on_block=held.move) as remote:
+        check_header_of(remote)
     fetch_object(process, upload.object_key, file, on_part=held.move)
