@@ -14,6 +14,7 @@ from app.jobs.events import Event
 from app.jobs.states import EventState
 from app.jobs.tables import IdempotencyKey, WorkerRow
 from app.jobs.training_time import WINDOW
+from app.models.tables import QueryCount
 from app.training.tables import TrainingTime
 from app.webhooks.states import DeliveryState
 from app.webhooks.tables import WebhookDelivery
@@ -24,6 +25,8 @@ IDEMPOTENCY_KEY_AGE = timedelta(hours=24)
 WORKER_AGE = timedelta(hours=24)
 #: A worker that said nothing for so long is gone; its leases ended long before.
 WORKER_SILENCE = timedelta(hours=1)
+#: How long it can be looked up what was asked on a day; budgets ask for the present one.
+QUERY_COUNT_DAYS = 31
 #: Rows of one kind that are deleted in one transaction.
 BATCH = 1000
 
@@ -45,6 +48,7 @@ def clean_rows(db: Database, *, event_days: float) -> int:
         _old_keys(),
         _gone_workers(),
         _old_training_time(),
+        _old_query_counts(),
         *_old_notifications(event_days),
     ):
         with db.system() as session:
@@ -110,6 +114,17 @@ def _old_training_time() -> ReturningDelete[Any]:
         .with_for_update(skip_locked=True)
     )
     return delete(TrainingTime).where(key.in_(old)).returning(TrainingTime.attempt)
+
+
+def _old_query_counts() -> ReturningDelete[Any]:
+    key = tuple_(QueryCount.tenant_id, QueryCount.subject, QueryCount.day)
+    old = (
+        select(QueryCount.tenant_id, QueryCount.subject, QueryCount.day)
+        .where(QueryCount.day < func.current_date() - QUERY_COUNT_DAYS)
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    return delete(QueryCount).where(key.in_(old)).returning(QueryCount.day)
 
 
 def _old_notifications(days: float) -> tuple[ReturningDelete[Any], ReturningDelete[Any]]:

@@ -20,6 +20,7 @@ from tests.api_client import Api, make_app, make_key
 from tests.factories import add_version
 from tests.jobs import chunk_ids, claim, look_at_chunk, look_at_job
 from tests.plans import run_plan
+from tests.races import racing
 from tests.retries import predict_chunks
 from tests.sharing import Side, make_side, predict_body, put_pictures
 
@@ -144,6 +145,28 @@ def test_plans_that_race_never_pass_it_together(
         assert sorted(states) == [JobState.FAILED] * 2 + [JobState.QUEUED] * 3
         assert budget(side, robot)["items_today"] == 9
         yesterday(database, side)
+
+
+def test_plan_waits_for_one_that_has_counted_and_not_committed(
+    side: Side, robot: Api, settings: Settings, database: Database, objects: ObjectStore
+) -> None:
+    # The day's counter is there already: nobody waits for its first row.
+    first = submit(robot, objects, 1).json["id"]
+    run_plan(database, objects, settings, side.tenant_id, first)
+    one, other = (submit(robot, objects, 3).json["id"] for _ in range(2))
+    spend = text("SELECT refused_by FROM spend_queries(:job, 3)")
+
+    def seal() -> list[Any]:
+        with database.tenant(side.tenant_id) as session:
+            return list(session.scalars(spend, {"job": other}))
+
+    with racing(database) as race:
+        with database.tenant(side.tenant_id) as session:
+            assert session.scalars(spend, {"job": one}).all() == []
+            second = race(seal)
+            second.waits()
+        assert second.answer() == ["key"]
+    assert budget(side, robot)["items_today"] == 4
 
 
 def test_plan_that_is_begun_again_counts_once(
