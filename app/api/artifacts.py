@@ -12,7 +12,7 @@ from werkzeug.http import dump_options_header
 from app.api.audit import record_apart, skip_note
 from app.api.links import make_link, open_link
 from app.api.parts import parts, principal
-from app.api.places import Places
+from app.api.places import Places, take_download
 from app.api.problems import problem
 from app.api.ranges import RangeNotSatisfiableError, wanted_range
 from app.api.replies import send
@@ -27,7 +27,7 @@ from app.api.schemas.service import (
 from app.api.views import show_artifact
 from app.audit.actions import Action
 from app.clock import utc_now
-from app.errors import ForbiddenError, NotFoundError, ObjectMissingError, UnavailableError
+from app.errors import ForbiddenError, NotFoundError, ObjectMissingError
 from app.jobs.artifacts import get_artifact as find_artifact
 from app.jobs.tables import Artifact
 from app.storage.streams import ObjectStream
@@ -36,8 +36,6 @@ from app.tenants.scopes import Scope
 resource = Resource("artifacts", "Artifacts", "Files that jobs made.")
 
 _PIECE_BYTES = 256 * 1024
-#: When a client that found no place should come back.
-_RETRY_SECONDS = 2
 _CONTENT_HEADERS = ("ETag", "Accept-Ranges", "Content-Disposition")
 
 
@@ -206,12 +204,7 @@ def _take_stream(
         # Nobody will read from it.
         _open(artifact, first, length).close()
         return ()
-    if not places.take():
-        raise UnavailableError(
-            f"as many downloads are under way as this process takes, {places.most} at most",
-            code="downloads_busy",
-            retry_after_seconds=_RETRY_SECONDS,
-        )
+    take_download(places)
     try:
         download = _Download(_open(artifact, first, length), places)
     except BaseException:

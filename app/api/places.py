@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import threading
 
+from app.errors import UnavailableError
+
+#: When a client that found no place should come back.
+_RETRY_SECONDS = 2
+
 
 class Places:
     """The places of one kind; those of all kinds together are bounded by ``held``."""
@@ -26,6 +31,20 @@ class Places:
         """Leave the place to another."""
         self._held.release()
         self._own.release()
+
+
+def take_download(places: Places) -> None:
+    """Take a place for a download.
+
+    Raises:
+        UnavailableError: ``downloads_busy``.
+    """
+    if not places.take():
+        raise UnavailableError(
+            f"as many downloads are under way as this process takes, {places.most} at most",
+            code="downloads_busy",
+            retry_after_seconds=_RETRY_SECONDS,
+        )
 
 
 def held_threads(threads: int) -> threading.BoundedSemaphore:

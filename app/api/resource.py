@@ -18,6 +18,9 @@ View = TypeVar("View", bound=Callable[..., Any])
 #: What an answer is: a schema, the media type of raw bytes, or nothing.
 Form = type[BaseModel] | str | None
 
+#: Forms of answers that a client may take its time for.
+_STREAMS = ("*/*", "application/octet-stream", "text/event-stream")
+
 #: What any route may answer: to what is no request, or has too long a head; an outage, our fault.
 _ALWAYS = frozenset({400, 414, 431, 500, 503})
 
@@ -56,7 +59,7 @@ class Operation:
     def is_long(self) -> bool:
         """Whether a file or a stream passes, which a client may take its time for."""
         forms = [form for each in self.answers.values() for form in _forms(each)]
-        streams = any(form in ("*/*", "text/event-stream") for form in forms)
+        streams = any(form in _STREAMS for form in forms)
         return streams or bool(self.media_types)
 
 

@@ -11,6 +11,7 @@ from werkzeug.http import dump_options_header
 
 from app.api.audit import record_apart
 from app.api.parts import parts, principal
+from app.api.places import Places, take_download
 from app.api.replies import send
 from app.api.resource import Resource
 from app.api.schemas.grants import ExportQuery, SpecAnswer, WeightsFile
@@ -123,22 +124,30 @@ class _Pieces:
 
     def __init__(self, weights: StoredWeights) -> None:
         here = parts()
+        take_download(here.download_places)
+        self._places: Places | None = here.download_places
         self._pieces = read_weights(here.store, here.settings.bucket, here.keyring(), weights)
         try:
             self._first = next(self._pieces, b"")
-        except ObjectMissingError:
+        except BaseException as error:
+            self.close()
+            if not isinstance(error, ObjectMissingError):
+                raise
             raise NotFoundError(
                 "the weights of this version are not there any more", code="weights_gone"
             ) from None
 
     def __iter__(self) -> Iterator[bytes]:
-        with closing(self._pieces):
+        with closing(self):
             yield self._first
             yield from self._pieces
 
     def close(self) -> None:
-        """Give the connection to the store back, wherever the download stood."""
+        """Give place and connection to the store back, wherever the download stood."""
         self._pieces.close()
+        if self._places is not None:
+            self._places.give_back()
+            self._places = None
 
 
 def _note_export(found: _Exported, pieces: _Pieces) -> None:

@@ -125,3 +125,17 @@ def test_no_route_shows_bytes_of_a_user_but_as_a_file_to_save(world):
     assert {"get_docs", "get_metrics"} <= OPEN
     answer = world.api("GET", f"/v1/artifacts/{world.ids['artifact_id']}/content")
     assert answer.headers["Content-Disposition"].startswith("attachment")
+
+
+def test_route_that_streams_may_take_its_time_and_holds_one_of_the_places_for_it(app):
+    """A route whose answer is bytes is known as one, so that its client has the time of a file."""
+    resources = app.extensions["darkroom.resources"]
+    operations = {name: each for one in resources for name, each in one.operations.items()}
+    long = {name for name, each in operations.items() if each.is_long}
+    assert long == {
+        "artifacts.download_artifact",
+        "artifacts.download_linked",
+        "events.list_events",
+        "uploads.send_upload",
+        "weights.export_weights",
+    }
