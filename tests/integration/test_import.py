@@ -184,8 +184,24 @@ def cut(file: bytes, state: Tensors, write: Callable[[Tensors], bytes]) -> bytes
     return file[: len(file) // 2]
 
 
+def as_pickle(file: bytes, state: Tensors, write: Callable[[Tensors], bytes]) -> bytes:
+    out = io.BytesIO()
+    torch.save(state, out)
+    return out.getvalue()
+
+
+def with_more_behind(file: bytes, state: Tensors, write: Callable[[Tensors], bytes]) -> bytes:
+    return file + bytes(100)
+
+
 @pytest.mark.parametrize(
-    ("spoil", "code"), [(cut, "weights_damaged"), (with_nan, "weights_not_finite")]
+    ("spoil", "code"),
+    [
+        (cut, "weights_damaged"),
+        (with_more_behind, "weights_damaged"),
+        (as_pickle, "weights_unsupported"),
+        (with_nan, "weights_not_finite"),
+    ],
 )
 def test_spoiled_weights_are_refused(
     service: Service,
