@@ -21,7 +21,8 @@ Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
 
 #: Never asked, whatever the operator allows: an unspecified address means this machine, and at
-#: link-local ones and the few behind them clouds hand out the machine's own credentials.
+#: link-local ones and the few behind them clouds hand out the machine's own credentials. One of
+#: those, 168.63.129.16, is of a public network and yet answers inside of Azure alone.
 _NEVER = tuple(
     map(
         ip_network,
@@ -29,12 +30,14 @@ _NEVER = tuple(
             "0.0.0.0/8",
             "169.254.0.0/16",
             "192.0.0.192/32",
+            "168.63.129.16/32",
             "100.100.100.200/32",
             "224.0.0.0/4",
             "255.255.255.255/32",
             "::/128",
             "fe80::/10",
             "fd00:ec2::254/128",
+            "fd20:ce::254/128",
             "ff00::/8",
         ),
     )

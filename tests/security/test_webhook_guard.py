@@ -228,7 +228,17 @@ def test_address_that_the_operator_wrote_down_opens_itself_and_no_name() -> None
     assert refusal(guard, "https://10.0.0.6/").code == "webhook_address_not_allowed"
 
 
-@pytest.mark.parametrize("address", ["169.254.169.254", "0.0.0.0", "fd00:ec2::254"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "169.254.169.254",
+        "168.63.129.16",
+        "::ffff:168.63.129.16",
+        "0.0.0.0",
+        "fd00:ec2::254",
+        "fd20:ce::254",
+    ],
+)
 def test_addresses_that_hand_out_credentials_are_never_asked(address: str) -> None:
     host = f"[{address}]" if ":" in address else address
     networks = tuple(map(ip_network, ("0.0.0.0/1", "128.0.0.0/1", "fd00::/8")))
