@@ -87,6 +87,8 @@ _RESOURCES = (
     metrics.resource,
     docs.resource,
 )
+#: Names of webhooks that are looked up at once.
+_LOOK_UPS = 4
 #: A client that sends or takes nothing for so long gives its thread back; of files it is more.
 _IDLE_SECONDS, _FILE_IDLE_SECONDS = 20.0, 60.0
 
@@ -134,6 +136,7 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
         slots=WaitSlots(Places(settings.wait_slots, held)),
         upload_places=Places(settings.upload_slots, held),
         download_places=Places(settings.download_slots, held),
+        look_up_places=Places(_LOOK_UPS, held),
         admission=Admission(Quotas.from_settings(settings)),
         audit_key=cache(lambda: AuditKey.derive(settings.key_pepper.get_secret_value())),
         repeats=Repeats(),

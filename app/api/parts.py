@@ -35,6 +35,8 @@ class Parts:
     upload_places: Places
     #: Places for downloads: each holds a thread while its client reads.
     download_places: Places
+    #: Places for looking up the names of webhooks: each holds a thread for seconds.
+    look_up_places: Places
     #: Keeps tenants within their quotas.
     admission: Admission
     #: How often tenants ask, and strangers try.

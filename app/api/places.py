@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from app.errors import UnavailableError
 
@@ -47,8 +49,27 @@ def take_download(places: Places) -> None:
         )
 
 
+@contextmanager
+def place_to_look_up(places: Places) -> Iterator[None]:
+    """Hold a place while a name is looked up: how long, a stranger's server decides.
+
+    Raises:
+        UnavailableError: ``lookups_busy``.
+    """
+    if not places.take():
+        raise UnavailableError(
+            f"as many names are being looked up as this process takes, {places.most} at most",
+            code="lookups_busy",
+            retry_after_seconds=_RETRY_SECONDS,
+        )
+    try:
+        yield
+    finally:
+        places.give_back()
+
+
 def held_threads(threads: int) -> threading.BoundedSemaphore:
-    """How many of ``threads`` may be held for long: by waits, uploads and downloads together.
+    """How many of ``threads`` may be held for long: by waits, files and look-ups together.
 
     The rest is for requests that are answered at once, and for clients that send theirs slowly;
     see :func:`slow_places_of`.

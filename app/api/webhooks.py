@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from app.api.audit import describe, record
 from app.api.idempotency import once, read_claim, replay
 from app.api.parts import parts, principal
+from app.api.places import place_to_look_up
 from app.api.replies import Reply, as_json, page_fields, send
 from app.api.resource import Resource
 from app.api.schemas.base import PageQuery
@@ -64,7 +65,8 @@ def create_webhook(body: CreateWebhook) -> Response:
         if kept is not None:
             return replay(kept)
     # Looks the name up, so no connection to the database is held meanwhile.
-    target = here.guard.check(body.url)
+    with place_to_look_up(here.look_up_places):
+        target = here.guard.check(body.url)
 
     def make(session: Session) -> tuple[Webhook, str]:
         return register.create_webhook(

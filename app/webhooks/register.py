@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy import ColumnElement, delete, func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.db.page import fetch_page
@@ -26,6 +26,9 @@ GONE, FAILING = "gone", "failing"
 
 #: Every event of a tenant becomes a delivery for each of its webhooks.
 _MOST_PER_TENANT = 20
+_ONE_AT_A_TIME = text(
+    "SELECT pg_advisory_xact_lock(hashtext('darkroom.webhooks'), hashtext(:tenant))"
+)
 
 
 def create_webhook(
@@ -43,6 +46,8 @@ def create_webhook(
     Raises:
         ConflictError: ``too_many_webhooks``.
     """
+    # Those that one tenant makes at once wait for each other, or they would not count each other.
+    session.execute(_ONE_AT_A_TIME, {"tenant": tenant_id})
     count = session.scalar(
         select(func.count()).select_from(Webhook).where(Webhook.tenant_id == tenant_id)
     )

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
 
 import httpx2
 import pytest
+from sqlalchemy.orm import Session
 from typer.testing import CliRunner, Result
 
 from app.cli.connect import Service
 from app.cli.main import app as darkroom
 from app.client import Darkroom
 from app.db.session import Database
+from app.errors import ConflictError
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
 from app.tenants.scopes import Scope
@@ -134,6 +138,56 @@ def test_number_of_webhooks_is_bounded(api: Api) -> None:
         assert api("POST", "/v1/webhooks", json={"url": HOOK}).status_code == 201
     refused = api("POST", "/v1/webhooks", json={"url": HOOK})
     assert (refused.status_code, refused.json["code"]) == (409, "too_many_webhooks")
+
+
+def test_last_place_for_a_webhook_is_given_once_to_two_who_ask_together(
+    database: Database, tenant_id: str
+) -> None:
+    def make() -> None:
+        with database.tenant(tenant_id) as session:
+            create(session)
+
+    def create(session: Session) -> None:
+        create_webhook(session, KEYRING, tenant_id, target=unchecked(HOOK), events=["job.failed"])
+
+    for _ in range(19):
+        make()
+    with ThreadPoolExecutor(1) as threads:
+        with database.tenant(tenant_id) as session:
+            create(session)
+            other = threads.submit(make)
+            wait([other], timeout=0.5)
+        with pytest.raises(ConflictError, match="20 webhooks already"):
+            other.result(30)
+
+
+def test_resolver_that_hangs_holds_a_few_threads_of_the_api_and_no_more(app: Any, api: Api) -> None:
+    over, asked = threading.Event(), threading.Semaphore(0)
+
+    def hang(host: str) -> tuple[str, ...]:
+        asked.release()
+        over.wait(60)
+        return ("93.184.215.14",)
+
+    here = app.extensions["darkroom"]
+    app.extensions["darkroom"] = replace(here, guard=Guard(look_up=hang))
+    places = here.look_up_places.most
+    assert places < here.settings.api_threads / 2
+
+    def make() -> Any:
+        return api("POST", "/v1/webhooks", json={"url": "https://slow.example/"})
+
+    with ThreadPoolExecutor(places) as threads:
+        slow = [threads.submit(make) for _ in range(places)]
+        try:
+            assert all(asked.acquire(timeout=30) for _ in range(places))
+            refused = make()
+        finally:
+            over.set()
+        assert (refused.status_code, refused.json["code"]) == (503, "lookups_busy")
+        assert refused.headers["Retry-After"] == "2"
+        assert [each.result(30).status_code for each in slow] == [201] * places
+    assert make().status_code == 201
 
 
 def test_webhook_of_another_tenant_is_not_found_by_any_verb(api: Api, database: Database) -> None:
