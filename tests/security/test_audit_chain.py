@@ -406,3 +406,31 @@ def test_act_of_the_operator_is_told(database, chained):
 
         newest, _ = list_entries(session, chained, action="quota.changed")
     assert [(each.actor, each.details) for each in newest] == [("operator", {"max_open_jobs": 7})]
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        pytest.param('{"name": "\\u0000"}', id="a zero"),
+        pytest.param('{"name": "\\ud800"}', id="half a character"),
+        pytest.param("[" * 5000 + "]" * 5000, id="deep"),
+        pytest.param(f'{{"number": 1e{"9" * 6}}}', id="too large a number"),
+    ],
+)
+def test_entry_that_a_stolen_role_wrote_keeps_nobody_from_being_chained(
+    database: Database, keys: AuditKeys, details: str
+) -> None:
+    """The role of the API may add rows; what it adds cannot be taken away again."""
+    thief, other = make_tenant(database), make_tenant(database)
+    with database.tenant(thief) as session:
+        session.connection().exec_driver_sql(
+            "INSERT INTO audit_entries (tenant_id, id, actor, action, outcome, details, mac_key, "
+            "mac) VALUES (%s, 'aud_stolen', 'x', 'job.submitted', 'done', %s::json, 'x', 'x')",
+            (thief, details),
+        )
+    append(database, keys, other, 2)
+    chain_all(database, keys)
+    assert walk(database, keys, other).good == 2
+    verdict = walk(database, keys, thief)
+    assert verdict.fault is not None
+    assert verdict.fault.kind == FaultKind.UNKNOWN_KEY
