@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -14,15 +15,17 @@ from typing import Any
 
 import pytest
 import yaml
+from redis import Redis
+from redis.exceptions import AuthenticationError
 
 from app.cli.settings import setting_rows
 from app.clock import monotonic_seconds
 from app.db.session import Database
 from app.jobs.tables import WorkerRow
 from app.stack.postgres import LocalPostgres
-from app.stack.processes import free_port
+from app.stack.processes import free_port, wait_ready
 from app.stack.s3 import LocalS3
-from app.stack.valkey import LocalValkey
+from app.stack.valkey import LocalValkey, find_valkey_binary
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -291,6 +294,38 @@ def test_every_variable_and_volume_is_declared() -> None:
         for volume in service.get("volumes", ())
     }
     assert used == set(COMPOSE["volumes"])
+
+
+def test_valkey_of_the_file_keeps_bells_and_wants_its_password(tmp_path: Path) -> None:
+    config = tmp_path / "valkey.conf"
+    password = "of the container"
+    config.write_text(VARIABLE.sub(password, COMPOSE["configs"]["valkey"]["content"]))
+    # A short path, as sockets need.
+    with tempfile.TemporaryDirectory() as folder:
+        socket = f"{folder}/s"
+        here = ["--port", "0", "--unixsocket", socket, "--dir", str(tmp_path)]
+        process = subprocess.Popen([find_valkey_binary(), config, *here])
+        try:
+            assert wait_ready(process, Path(socket).exists, 30)
+            stranger = Redis(unix_socket_path=socket)
+            with pytest.raises(AuthenticationError):
+                stranger.ping()
+            client = Redis(unix_socket_path=socket, password=password)
+            assert client.config_get("maxmemory-policy", "appendonly", "save") == {
+                "maxmemory-policy": "noeviction",
+                "appendonly": "yes",
+                "save": "",
+            }
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def test_no_secret_stands_in_a_command_where_everybody_on_the_host_may_read_it() -> None:
+    secret = re.compile("PASSWORD|SECRET|PEPPER|SEALING|_KEY")
+    for name, service in SERVICES.items():
+        words = [*service.get("command", ()), *service.get("healthcheck", {}).get("test", ())]
+        assert not [word for word in words if secret.search(word)], name
 
 
 def test_no_secret_stands_in_the_file() -> None:
