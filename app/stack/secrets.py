@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from app.keyring import new_key_text
+from app.stack.drafts import sync_folder
 from app.stack.processes import StackError
 
 FILE = "secrets.json"
@@ -30,6 +31,9 @@ class LocalSecrets:
     sealing_keys: str
 
 
+_NAMES = frozenset(field.name for field in fields(LocalSecrets))
+
+
 def _generate() -> LocalSecrets:
     return LocalSecrets(
         admin_password=secrets.token_urlsafe(24),
@@ -39,8 +43,13 @@ def _generate() -> LocalSecrets:
         s3_access_key_id=f"DK{secrets.token_hex(9).upper()}",
         s3_secret_access_key=secrets.token_hex(20),
         key_pepper=secrets.token_urlsafe(48),
-        sealing_keys=new_key_text("first"),
+        sealing_keys=_new_sealing_key(),
     )
+
+
+def _new_sealing_key() -> str:
+    """A key under an id of its own: where it gets lost, no later one is taken for it."""
+    return new_key_text(f"first-{secrets.token_hex(4)}")
 
 
 def load_secrets(data_dir: Path) -> LocalSecrets:
@@ -56,9 +65,9 @@ def load_secrets(data_dir: Path) -> LocalSecrets:
         _write_once(path, _generate())
     try:
         kept = json.loads(path.read_text())
-        if "sealing_keys" not in kept and "key_pepper" in kept:
+        if _NAMES - set(kept) == {"sealing_keys"}:
             kept = _add_sealing_key(path)
-        return LocalSecrets(**{field.name: str(kept[field.name]) for field in fields(LocalSecrets)})
+        return LocalSecrets(**{name: str(kept[name]) for name in _NAMES})
     except (ValueError, KeyError, TypeError) as error:
         raise StackError(
             f"{path} is damaged ({error}); bring it back from a backup, the passwords of "
@@ -73,9 +82,9 @@ def _add_sealing_key(path: Path) -> dict[str, str]:
         kept: dict[str, str] = json.loads(path.read_text())
         if "sealing_keys" in kept:
             return kept
-        kept["sealing_keys"] = new_key_text("first")
-        draft = _draft(path, kept)
-        draft.replace(path)
+        kept["sealing_keys"] = _new_sealing_key()
+        _draft(path, kept).replace(path)
+        sync_folder(path.parent)
     return kept
 
 
@@ -85,6 +94,7 @@ def _write_once(path: Path, values: LocalSecrets) -> None:
     try:
         with suppress(FileExistsError):
             os.link(draft, path)
+        sync_folder(path.parent)
     finally:
         draft.unlink()
 
