@@ -81,6 +81,9 @@ def make_engine(url: str, *, pool_size: int = 5, options: str = "") -> Engine:
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=10,
+        # An error that is logged shows its statement; its words may hold what a client keeps to
+        # itself, such as a signed address.
+        hide_parameters=True,
         connect_args={**CONNECT_ARGS, "options": f"{_SERVER_OPTIONS} {options}"},
     )
     event.listen(engine, "checkin", _note_rest)

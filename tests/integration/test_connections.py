@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from contextlib import ExitStack
 
 import psycopg
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from app.db import session as sessions
 from app.db.session import Database
@@ -102,3 +104,12 @@ def test_question_without_a_tenant_sees_no_rows_and_leaves_no_transaction(
     with one.tenant(tenant_id) as session:
         assert session.scalar(text("SELECT count(*) FROM tenants")) == 1
     one.close()
+
+
+def test_error_of_a_statement_shows_none_of_its_words(database: Database) -> None:
+    address = "https://store.example/a.png?signature=of-a-client"
+    with pytest.raises(DBAPIError) as failed, database.system() as session:
+        session.execute(text("SELECT 1 / :none, :address"), {"none": 0, "address": address})
+    shown = "".join(traceback.format_exception(failed.value))
+    assert "division by zero" in shown
+    assert address not in shown
