@@ -16,6 +16,7 @@ from app.jobs.tables import IdempotencyKey, WorkerRow
 from app.jobs.training_time import WINDOW
 from app.models.tables import QueryCount
 from app.training.tables import TrainingTime
+from app.webhooks.secrets import forget_ended_secrets
 from app.webhooks.states import DeliveryState
 from app.webhooks.tables import WebhookDelivery
 
@@ -37,12 +38,15 @@ def clean_rows(db: Database, *, event_days: float) -> int:
     Idempotency keys, workers that have gone, and, older than ``event_days``, events that webhooks
     have had and deliveries that have ended; training time that no quota counts any more. Fewer
     than :data:`BATCH` mean that no more are left.
+    Secrets of webhooks that were replaced are forgotten meanwhile.
 
     Raises:
         UnavailableError: the database does not answer.
     """
     with db.system() as session:
         _bury_silent_workers(session)
+    with db.system() as session:
+        forget_ended_secrets(session)
     deleted = 0
     for statement in (
         _old_keys(),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.errors import ConflictError
@@ -78,6 +78,19 @@ def rotate_secret(
     session.flush()
     session.refresh(webhook)
     return made.text
+
+
+def forget_ended_secrets(session: Session) -> None:
+    """Delete the secrets whose overlap is over, of every tenant: they sign nothing any more."""
+    session.execute(
+        update(Webhook)
+        .where(
+            Webhook.sealed_previous_secret.is_not(None),
+            Webhook.previous_secret_ends_at < func.now(),
+        )
+        .values(sealed_previous_secret=None)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def _about_row(row: Any) -> str:

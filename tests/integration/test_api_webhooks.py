@@ -81,7 +81,17 @@ def test_webhook_is_made_listed_tested_replayed_and_forgotten(client: Darkroom) 
 def test_command_line_does_the_same(run: Callable[..., Result]) -> None:
     made = json.loads(run("add", HOOK, "--event", "job.failed", "--json").stdout)
     assert made["events"] == ["job.failed"]
+    assert made["secret"].startswith("whsec_")
+    shown = run("add", HOOK)
+    assert "whsec_" in shown.stdout
+    run("remove", shown.stdout.split()[0])
+    rotated = run("rotate", made["id"], "--overlap", "2h")
+    assert rotated.stdout.startswith("whsec_")
+    assert made["secret"] not in rotated.stdout
+    assert "signs along for 2h more" in rotated.stderr
+    assert json.loads(run("rotate", made["id"], "--overlap", "0", "--json").stdout)["secret"]
     assert made["id"] in run("list").stdout
+    assert "whsec_" not in run("list", "--json").stdout
     delivery = json.loads(run("test", made["id"], "--json").stdout)
     shown = run("deliveries", made["id"]).stdout
     assert delivery["id"] in shown

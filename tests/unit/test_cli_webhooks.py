@@ -27,6 +27,7 @@ def test_list_says_why_a_webhook_is_disabled_and_since_when_one_fails(monkeypatc
     rows = [
         webhook("whk_well"),
         webhook("whk_ill", first_failed_at=since),
+        webhook("whk_old", signed=False),
         webhook("whk_dead", state="disabled", disabled_reason="failing", first_failed_at=since),
     ]
     service = FakeService()
@@ -38,4 +39,5 @@ def test_list_says_why_a_webhook_is_disabled_and_since_when_one_fails(monkeypatc
     words = {line.split()[0]: " ".join(line.split()[1:]) for line in shown.stdout.splitlines()}
     assert words["whk_well"].startswith("enabled https://")
     assert words["whk_ill"].startswith("enabled (failing since 5 h ago) https://")
+    assert words["whk_old"].startswith("enabled (not signed) https://")
     assert words["whk_dead"].startswith("disabled (failing) https://")
