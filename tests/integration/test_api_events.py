@@ -90,7 +90,8 @@ def test_stream_that_was_cut_goes_on_after_the_last_event_id(
     for number in range(6):
         finish(database, tenant_id, chunks[number])
         # The address still has its first `after`; the header goes before it.
-        response = ask(api, job_id, "?after=0", Last_Event_ID=seen[-1] if seen else "")
+        last = {"Last_Event_ID": seen[-1]} if seen else {}
+        response = ask(api, job_id, "?after=0", **last)
         for event in events_in(response.response):
             seen.append(event["id"])
             if event["data"]["counts"]["done"] == number + 1 and number < 5:
