@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -183,14 +184,14 @@ def needles(content: bytes) -> list[bytes]:
     return [content[at : at + NEEDLE_BYTES] for at in range(1000, len(content) - 100, 997)]
 
 
-def holding(folder: Path, content: bytes) -> list[Path]:
-    """Files under a folder with some of the numbers of a weights file in clear."""
+def holding(folder: Path, content: bytes, since: float = 0) -> list[Path]:
+    """Files under a folder, changed ``since`` then, with numbers of a weights file in clear."""
     assert folder.is_dir()
     wanted = needles(content)
     assert len(wanted) > 50
     found = []
     for path in folder.rglob("*"):
-        if path.is_file():
+        if path.is_file() and path.stat().st_ctime >= since:
             body = path.read_bytes()
             if any(needle in body for needle in wanted):
                 found.append(path)
@@ -200,10 +201,12 @@ def holding(folder: Path, content: bytes) -> list[Path]:
 def test_imported_weights_lie_nowhere_in_clear_once_the_import_is_done(
     world: World, tenant_id: str, s3: LocalS3
 ) -> None:
+    # What was written before cannot hold what is only made now.
+    began = time.time() - 1
     content = weights(1)
     upload_id = world.send(tenant_id, content)
     # The test sees what it looks for: until the import has ended the file is there.
-    assert holding(s3.objects_dir, content)
+    assert holding(s3.objects_dir, content, began)
     job = world.run_import(tenant_id, world.submit_import(tenant_id, upload_id))
     assert job.state == JobState.SUCCEEDED, job.error
     version = world.version(str(job.model_version_id))
@@ -214,7 +217,7 @@ def test_imported_weights_lie_nowhere_in_clear_once_the_import_is_done(
     assert version.sealed_sha256 == hashlib.sha256(body).hexdigest()
     assert world.recognise(tenant_id, version.id).state == JobState.SUCCEEDED
     assert [path.suffix for path in world.cache.iterdir()] == [".sealed"]
-    assert holding(s3.objects_dir, content) == []
+    assert holding(s3.objects_dir, content, began) == []
     assert holding(world.process.settings.cache_dir, content) == []
 
 
