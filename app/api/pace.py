@@ -1,7 +1,8 @@
-"""How long a client's bytes may keep a thread waiting: slow ones get few threads, and not for long.
+"""How long a client may keep a thread waiting: slow ones get few threads, and not for long.
 
 A thread reads a request, and it is a client that decides when the bytes come. Without a bound one
-that sends a byte a minute has a thread for ever, and sixteen such clients have the service.
+that sends a byte a minute has a thread for ever, and sixteen such clients have the service. So have
+those that ask and never read what they are answered.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import errno
 import math
 import threading
-from typing import Protocol
+from typing import Any, Protocol
 
 from app.clock import monotonic_seconds
 
@@ -19,7 +20,8 @@ HEAD_SECONDS = 10.0
 BODY_SECONDS = 30.0
 #: From then on an upload must have come at its least rate.
 UPLOAD_GRACE_SECONDS = 60.0
-#: Who takes longer than this for a head or a body is slow, and needs one of the few places.
+#: Who takes longer than this for a head or a body, or keeps an answer waiting for longer, is slow,
+#: and needs one of the few places.
 PATIENCE_SECONDS = 1.0
 
 
@@ -37,15 +39,16 @@ class TooSlowError(OSError):
 
 class _Socket(Protocol):
     def recv(self, size: int, /) -> bytes: ...
+    def send(self, data: memoryview, /) -> int: ...
     def fileno(self) -> int: ...
     def gettimeout(self) -> float | None: ...
     def settimeout(self, seconds: float | None, /) -> None: ...
 
 
 class PacedSocket:
-    """The reading side of one connection, with a clock for what it reads.
+    """One connection, with a clock for what it reads and for what waits to be read.
 
-    ``places`` are those of all slow clients of the process.
+    All else is as the socket has it. ``places`` are those of all slow clients of the process.
     """
 
     def __init__(self, sock: _Socket, places: threading.Semaphore) -> None:
@@ -58,6 +61,9 @@ class PacedSocket:
         self._most_bytes = math.inf
         self._least_rate = 0.0
         self._arrived = 0
+        #: How long the answer has waited for the client, and whether it may for longer at all.
+        self._waited_seconds = 0.0
+        self._answer_needs_place = True
         #: Whether it was cut for being slow.
         self.is_cut = False
         #: Whether it was cut for sending too much.
@@ -79,6 +85,13 @@ class PacedSocket:
         self._begin(UPLOAD_GRACE_SECONDS, math.inf)
         self._least_rate = least_rate
         self._needs_place = False
+
+    def begin_download(self) -> None:
+        """The answer is a file: a client may take its time for it.
+
+        Who says so bounds how many there are.
+        """
+        self._answer_needs_place = False
 
     def end(self) -> None:
         """Nothing more is read for now."""
@@ -109,6 +122,46 @@ class PacedSocket:
             raise self._cut()
         return piece
 
+    def sendall(self, data: bytes) -> None:
+        """Send it all, as fast as the client reads.
+
+        Raises:
+            TooSlowError: the client did not read in time.
+        """
+        bound = self._sock.gettimeout()
+        began = monotonic_seconds()
+        ends_at = math.inf if bound is None else began + bound
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[self._try_send(left, ends_at) :]
+        finally:
+            self._sock.settimeout(bound)
+
+    def _try_send(self, data: memoryview, ends_at: float) -> int:
+        """How many bytes went; none where the client was too slow to read without a place."""
+        began = monotonic_seconds()
+        seconds = ends_at - began
+        in_patience = self._answer_needs_place and not self._holds_place
+        if in_patience:
+            seconds = min(seconds, max(0.0, PATIENCE_SECONDS - self._waited_seconds))
+        if seconds > 0:
+            self._sock.settimeout(seconds if math.isfinite(seconds) else None)
+            try:
+                return self._sock.send(data)
+            except TimeoutError:
+                pass
+            finally:
+                self._waited_seconds += monotonic_seconds() - began
+        if monotonic_seconds() < ends_at and in_patience:
+            self._holds_place = self._places.acquire(blocking=False)
+            if self._holds_place:
+                return 0
+        raise self._cut()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
     def fileno(self) -> int:
         """The connection's descriptor."""
         return self._sock.fileno()
@@ -129,6 +182,8 @@ class PacedSocket:
         self._least_rate = 0.0
         self._arrived = 0
         self._needs_place = True
+        self._waited_seconds = 0.0
+        self._answer_needs_place = True
 
     def _ends_at(self) -> float:
         more = self._arrived / self._least_rate if self._least_rate else 0.0

@@ -6,6 +6,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from flask import request
+
+from app.api.pace import PacedSocket
 from app.errors import UnavailableError
 
 #: When a client that found no place should come back.
@@ -47,6 +50,9 @@ def take_download(places: Places) -> None:
             code="downloads_busy",
             retry_after_seconds=_RETRY_SECONDS,
         )
+    connection = request.environ.get("gunicorn.socket")
+    if isinstance(connection, PacedSocket):
+        connection.begin_download()
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """The worker class of gunicorn that serves the API: ``--worker-class app.api.server.ApiWorker``.
 
 It differs from gunicorn's own threads in two things. No client can keep many threads busy by being
-slow: a connection gets one only when the head of a request is there, and from then on it is paced.
-And what cannot be read as a request is answered as all else is: by a problem document with a code.
+slow: a connection gets one only when the head of a request is there, and from then on it is paced,
+in what it sends and in what it reads. And what cannot be read as a request is answered as all else
+is: by a problem document with a code.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import socket
 import sys
 import termios
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
 from selectors import EVENT_READ
@@ -188,7 +191,8 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]
     def handle_request(self, req: Any, conn: Any) -> Any:
         """Serve a request whose head is read."""
         conn.begin_body(req)
-        return super().handle_request(req, conn)
+        with conn.paced_answer():
+            return super().handle_request(req, conn)
 
     def handle_error(self, _req: Any, client: Any, _addr: Any, exc: Exception) -> None:
         """Answer what could not be read, or what nobody caught, with a problem document."""
@@ -205,7 +209,9 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]
 
 
 class _PacedConn(TConn):  # type: ignore[misc]
-    """A connection whose reads are bounded."""
+    """A connection whose reads and writes are bounded."""
+
+    sock: Any
 
     def __init__(self, worker: ApiWorker, sock: Any, client: Any, server: Any) -> None:
         super().__init__(worker.cfg, sock, client, server)
@@ -259,6 +265,16 @@ class _PacedConn(TConn):  # type: ignore[misc]
             self._pace.begin_body()
             if req.body is not None:
                 req.body.pace = self._pace
+
+    @contextmanager
+    def paced_answer(self) -> Iterator[None]:
+        """What is answered goes past the clock, too: a client decides when it is read."""
+        plain = self.sock
+        self.sock = self._pace or plain
+        try:
+            yield
+        finally:
+            self.sock = plain
 
     def close(self, graceful: bool = False) -> None:
         """Close it; gracefully, the client has a moment to read what it was told."""

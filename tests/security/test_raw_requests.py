@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import socket
 import time
 
 import pytest
@@ -357,6 +358,26 @@ def test_slow_uploads_leave_threads_to_others(server, key):
             assert_serves(server)
         replies = [read_reply(connection) for connection in crowd[3:]]
         assert {(each.status, each.code) for each in replies} == {(503, "uploads_busy")}
+    finally:
+        for connection in crowd:
+            connection.close()
+
+
+def test_clients_that_never_read_their_answers_leave_threads_to_others(server):
+    crowd = [socket.socket() for _ in range(8)]
+    try:
+        for connection in crowd:
+            # So little is taken up on the way that the answer stands in the server's thread.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            connection.connect(("127.0.0.1", server.port))
+            ask = b"GET /v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+            # Many, since one answer may fit into the buffers of the system.
+            connection.sendall(ask * 60)
+        # Their threads, all but that of the one place for slow clients, are free after a second:
+        # it takes a moment until the buffers are full, so this asks for longer.
+        began = time.monotonic()
+        while time.monotonic() - began < AT_ONCE_SECONDS + 2:
+            assert_serves(server)
     finally:
         for connection in crowd:
             connection.close()

@@ -104,3 +104,51 @@ def test_silence_longer_than_the_sockets_own_bound_is_cut(pair, places):
     with pytest.raises(TooSlowError):
         paced.recv(1)
     assert paced.gettimeout() == 0.05
+
+
+#: More than the buffers of a pair of sockets take.
+LONG = b"x" * 4_000_000
+
+
+def test_answer_that_is_read_comes_whole_and_needs_no_place(pair, places):
+    places.acquire()
+    heard = bytearray()
+
+    def read() -> None:
+        while piece := pair[1].recv(65536):
+            heard.extend(piece)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    PacedSocket(pair[0], places).sendall(LONG)
+    pair[0].shutdown(socket.SHUT_WR)
+    reader.join()
+    assert bytes(heard) == LONG
+
+
+def test_answer_that_nobody_reads_takes_a_place_and_is_cut_in_the_end(pair, places):
+    pair[0].settimeout(0.4)
+    paced = PacedSocket(pair[0], places)
+    with pytest.raises(TooSlowError):
+        paced.sendall(LONG)
+    assert not places.acquire(blocking=False)
+    assert pair[0].gettimeout() == 0.4
+    paced.end()
+    assert places.acquire(blocking=False)
+
+
+def test_answer_that_nobody_reads_is_cut_after_a_moment_where_there_is_no_place(pair, places):
+    places.acquire()
+    # No bound of its own: this would never end.
+    pair[0].settimeout(None)
+    with pytest.raises(TooSlowError):
+        PacedSocket(pair[0], places).sendall(LONG)
+
+
+def test_download_may_wait_for_its_client_without_a_place(pair, places):
+    pair[0].settimeout(0.4)
+    paced = PacedSocket(pair[0], places)
+    paced.begin_download()
+    with pytest.raises(TooSlowError):
+        paced.sendall(LONG)
+    assert places.acquire(blocking=False)
