@@ -93,9 +93,9 @@ def test_command_line_does_the_same(run: Callable[..., Result]) -> None:
     assert made["id"] in run("list").stdout
     assert "whsec_" not in run("list", "--json").stdout
     delivery = json.loads(run("test", made["id"], "--json").stdout)
-    shown = run("deliveries", made["id"]).stdout
-    assert delivery["id"] in shown
-    assert "webhook.test" in shown
+    deliveries = run("deliveries", made["id"]).stdout
+    assert delivery["id"] in deliveries
+    assert "webhook.test" in deliveries
     assert "pending" in run("replay", made["id"], delivery["id"]).stdout
     assert "enabled" in run("enable", made["id"]).stdout
     run("remove", made["id"])
