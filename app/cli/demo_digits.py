@@ -28,7 +28,7 @@ def write_digits(path: Path) -> tuple[int, int]:
         from sklearn.model_selection import train_test_split
     except ModuleNotFoundError:
         raise SettingsError(
-            "the demo's digits come with scikit-learn: pip install 'darkroom[dev]'"
+            "the demo's digits come with scikit-learn: pip install 'darkroom[worker]'"
         ) from None
     from PIL import Image
 
