@@ -1,8 +1,8 @@
 """Links that download one artifact without a key, for a while.
 
 The token in a link is sealed: it says who made the link, and until when it opens, to nobody but us.
-It is bound to its artifact and to reading it, and it opens nothing else. Links are not kept, so
-what ends one early is to take its sealing key out of the service.
+It is bound to its artifact and to reading it, and it opens nothing else. Links are not kept: one
+ends early with the API key that made it, or where its sealing key is taken out of the service.
 """
 
 from __future__ import annotations
@@ -41,12 +41,16 @@ def make_link(principal: Principal, artifact_id: str) -> tuple[str, datetime]:
 def open_link(token: str, artifact_id: str) -> Principal:
     """Whose link this is; it may read the artifact as the key that made it, and nothing else.
 
+    A forged link, and one whose key has ended, count as a failed try of the address that asks.
+
     Raises:
         ForbiddenError: ``link_invalid`` or ``link_expired``.
     """
+    here = parts()
     try:
-        text = parts().keyring().open(token, _about(artifact_id)).decode()
+        text = here.keyring().open(token, _about(artifact_id)).decode()
     except SealError:
+        here.rates.note_failure(request.remote_addr)
         raise ForbiddenError(
             "this is no link to this file; ask for a fresh one where you got it",
             code="link_invalid",
@@ -55,7 +59,14 @@ def open_link(token: str, artifact_id: str) -> Principal:
     if int(ends) <= time.time():
         ended = datetime.fromtimestamp(int(ends), UTC).isoformat()
         raise ForbiddenError(f"this link ended at {ended}", code="link_expired")
-    return Principal(tenant_id=tenant_id, key_id=key_id, scopes=frozenset())
+    maker = here.keys.find(here.db, tenant_id, key_id)
+    if maker is None:
+        here.rates.note_failure(request.remote_addr)
+        raise ForbiddenError(
+            "this link ended with the key that made it; ask for a fresh one where you got it",
+            code="link_expired",
+        )
+    return maker
 
 
 def _about(artifact_id: str) -> str:

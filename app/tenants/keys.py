@@ -191,6 +191,15 @@ def look_up_key(db: Database, key_text: str, pepper: str) -> tuple[Principal, fl
     return Principal(tenant_id=row.tenant_id, key_id=row.id, scopes=scopes), seconds_left
 
 
+def look_up_seconds(db: Database, tenant_id: str, key_id: str) -> float:
+    """The seconds until a tenant's key expires; 0 where it has, was revoked, or never was."""
+    found = db.ask(_FIND, {"id": key_id})
+    if not found or found[0].tenant_id != tenant_id or found[0].revoked:
+        return 0.0
+    seconds_left = found[0].seconds_left
+    return math.inf if seconds_left is None else max(seconds_left, 0.0)
+
+
 def list_keys(
     session: Session, tenant_id: str, *, after: str | None = None, limit: int = 100
 ) -> tuple[list[ApiKey], bool]:

@@ -116,6 +116,43 @@ def test_key_serves_no_longer_than_to_its_expiry(database: Database, clock: Cloc
     assert refusal(keys, database, key.text) == "key_expired"
 
 
+def test_key_is_found_by_its_id_while_it_lives(database: Database, clock: Clock) -> None:
+    tenant_id = make_tenant(database)
+    keys, key = KnownKeys(PEPPER), new_key(database, tenant_id)
+    assert keys.find(database, make_tenant(database), key.id) is None
+    found = keys.find(database, tenant_id, key.id)
+    assert found == Principal(tenant_id=tenant_id, key_id=key.id, scopes=frozenset())
+    # What is known of an id is no proof of the key's text, nor the other way round.
+    assert keys.authenticate(database, key.text).scopes == {Scope.JOBS_READ}
+    assert keys.find(NO_DATABASE, tenant_id, key.id) == found
+    with database.tenant(tenant_id) as session:
+        revoke_key(session, tenant_id, key.id)
+    clock.now += SERVES_SECONDS - 0.1
+    assert keys.find(NO_DATABASE, tenant_id, key.id) == found
+    clock.now += 0.1
+    assert keys.find(database, tenant_id, key.id) is None
+
+
+def test_key_revoked_here_is_not_found_any_more(database: Database, clock: Clock) -> None:
+    tenant_id = make_tenant(database)
+    keys, key = KnownKeys(PEPPER), new_key(database, tenant_id)
+    assert keys.find(database, tenant_id, key.id) is not None
+    with database.tenant(tenant_id) as session:
+        revoke_key(session, tenant_id, key.id)
+    keys.forget(key.id)
+    assert keys.find(database, tenant_id, key.id) is None
+
+
+def test_key_that_has_expired_is_not_found(database: Database, clock: Clock) -> None:
+    tenant_id = make_tenant(database)
+    keys, key = KnownKeys(PEPPER), new_key(database, tenant_id)
+    with database.system() as session:
+        session.execute(
+            text("UPDATE api_keys SET expires_at = now() WHERE id = :id"), {"id": key.id}
+        )
+    assert keys.find(database, tenant_id, key.id) is None
+
+
 def test_refused_key_is_looked_up_each_time(database: Database, clock: Clock) -> None:
     tenant_id = make_tenant(database)
     keys, key = KnownKeys(PEPPER), new_key(database, tenant_id)

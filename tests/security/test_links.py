@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
+from unittest.mock import ANY
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -15,8 +16,9 @@ from app.api import links
 from app.errors import SettingsError
 from app.ids import new_id
 from app.settings import load_settings
+from app.tenants.keys import revoke_key
 from app.tenants.scopes import Principal, Scope
-from tests.api_client import make_app, make_key
+from tests.api_client import Api, make_app, make_key
 from tests.security.work import recorded_work
 from tests.world import CONTENT, build_world
 
@@ -116,9 +118,46 @@ def test_link_ends_with_the_key_that_sealed_it(settings, objects, world):
     assert rotated.test_client().get(link).json["code"] == "link_invalid"
 
 
+def test_link_ends_with_the_key_that_made_it(app, settings, database, world):
+    maker = Api(app, make_key(database, settings, world.tenant_id))
+    path = f"/v1/artifacts/{world.ids['artifact_id']}/link"
+    link = maker("POST", path).json["url"]
+    assert app.test_client().get(link).status_code == 200
+    key_id = f"key_{maker.key.split('_')[1]}"
+    assert world.api("DELETE", f"/v1/keys/{key_id}").status_code == 204
+    answer = app.test_client().get(link)
+    assert (answer.status_code, answer.json["code"]) == (403, "link_expired")
+    # Nor at a process that has never heard of the key.
+    assert make_app(settings, app.extensions["darkroom"].store).test_client().get(link).json == {
+        **answer.json,
+        "request_id": ANY,
+    }
+    # Links of the tenant's other keys go on.
+    assert app.test_client().get(link_of(world)).status_code == 200
+
+
+def test_link_of_a_dead_key_counts_as_a_failed_try(settings, objects, database, world):
+    few = settings.model_copy(update={"max_failed_authentications_per_minute": 2})
+    app = make_app(few, objects)
+    key = make_key(database, settings, world.tenant_id)
+    path = f"/v1/artifacts/{world.ids['artifact_id']}/link"
+    link = Api(app, key)("POST", path).json["url"]
+    with database.tenant(world.tenant_id) as session:
+        revoke_key(session, world.tenant_id, f"key_{key.split('_')[1]}")
+    client = app.test_client()
+    answers = [client.get(link, environ_base={"REMOTE_ADDR": "192.0.2.77"}) for _ in range(4)]
+    assert [answer.status_code for answer in answers][-1] == 429
+
+
 def test_link_of_a_tenant_does_not_open_a_row_that_another_took_over(app, world, other):
-    # What the token says is checked again where the row is read.
+    # What the token says is checked where the key is found; a key of another tenant is none.
     principal = replace(_principal(world), tenant_id=other.tenant_id)
+    with app.test_request_context("/"):
+        link, _ = links.make_link(principal, world.ids["artifact_id"])
+    answer = app.test_client().get(link)
+    assert (answer.status_code, answer.json["code"]) == (403, "link_expired")
+    # And again where the row is read.
+    principal = replace(_principal(other), tenant_id=other.tenant_id)
     with app.test_request_context("/"):
         link, _ = links.make_link(principal, world.ids["artifact_id"])
     answer = app.test_client().get(link)
@@ -130,8 +169,6 @@ def _principal(world):
 
 
 def test_link_needs_the_scope_that_a_download_needs(app, settings, database, world):
-    from tests.api_client import Api
-
     reader = Api(app, make_key(database, settings, world.tenant_id, Scope.JOBS_READ))
     answer = reader("POST", f"/v1/artifacts/{world.ids['artifact_id']}/link")
     assert (answer.status_code, answer.json["code"]) == (403, "scope_missing")
