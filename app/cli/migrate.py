@@ -15,7 +15,7 @@ def migrate() -> None:
     from app.settings import load_settings
     from app.stack.prepare import prepare_database
     from app.storage.s3 import ObjectStore
-    from app.tenants.keys import ensure_first_key
+    from app.tenants.admin_keys import ensure_first_key
 
     settings = load_settings()
     admin = settings.admin_database_url

@@ -1,9 +1,9 @@
-"""``darkroom tenants list | quota``: for whoever runs the service, straight in its database."""
+"""``darkroom tenants create | key | list | quota``, straight in the service's database."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.connect import GuardedGroup, JsonFlag
-from app.cli.console import note, print_json, print_table
+from app.cli.console import note, print_json, print_table, say
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from app.audit.keys import AuditKey
+    from app.settings import Settings
+    from app.tenants.keys import NewKey
     from app.tenants.quotas import Quotas
     from app.tenants.tables import Tenant
 
@@ -31,15 +32,51 @@ _COLUMNS = {
 #: Marks a limit that the tenant has from the settings.
 _BY_DEFAULT = "*"
 
+TenantName = Annotated[str, typer.Argument(metavar="TENANT", help="Its name.", show_default=False)]
+
 app = typer.Typer(
     cls=GuardedGroup,
-    help="Tenants and their quotas, straight in the database.",
+    help="Tenants, their admin keys and quotas, straight in the database.",
     no_args_is_help=True,
 )
 
 
 def _limit(help_text: str) -> Any:
-    return typer.Option(min=0, help=f"{help_text}; 0 for the setting's.", show_default=False)
+    # A short word for the value, or the names of the options are cut in 80 columns.
+    return typer.Option(
+        min=0, metavar="N", help=f"{help_text}; 0 for the setting's.", show_default=False
+    )
+
+
+@app.command()
+def create(name: TenantName, as_json: JsonFlag = False) -> None:
+    """Make a tenant and its first admin key. The key is shown once.
+
+    Needs SYSTEM_DATABASE_URL and the DARKROOM_KEY_PEPPER of the service, as `key` does; both are
+    found where `darkroom up` keeps its data.
+    """
+    from app.tenants.admin_keys import open_tenant
+
+    with _system() as (session, settings):
+        made = open_tenant(session, name, settings.key_pepper.get_secret_value())
+    _show_once(name, made, as_json=as_json)
+
+
+@app.command()
+def key(name: TenantName, as_json: JsonFlag = False) -> None:
+    """Make a further admin key of a tenant, whose own may be lost. It is shown once.
+
+    Keys that are there stay as they are: revoke those that are lost with `darkroom keys revoke`.
+    """
+    from app.audit.actions import OPERATOR
+    from app.tenants.admin_keys import create_admin_key
+    from app.tenants.keys import get_tenant
+
+    with _system() as (session, settings):
+        tenant_id = get_tenant(session, name).id
+        pepper = settings.key_pepper.get_secret_value()
+        made = create_admin_key(session, tenant_id, name=OPERATOR, pepper=pepper)
+    _show_once(name, made, as_json=as_json)
 
 
 @app.command("list")
@@ -47,9 +84,11 @@ def list_tenants(as_json: JsonFlag = False) -> None:
     """List tenants with their quotas."""
     from sqlalchemy import select
 
+    from app.tenants.quotas import Quotas
     from app.tenants.tables import Tenant
 
-    with _system() as (session, defaults, _):
+    with _system() as (session, settings):
+        defaults = Quotas.from_settings(settings)
         tenants = session.scalars(select(Tenant).order_by(Tenant.id))
         rows = [_describe(tenant, defaults) for tenant in tenants]
     _show(rows, as_json=as_json)
@@ -57,7 +96,7 @@ def list_tenants(as_json: JsonFlag = False) -> None:
 
 @app.command()
 def quota(
-    name: Annotated[str, typer.Argument(metavar="TENANT", help="Its name.", show_default=False)],
+    name: TenantName,
     max_open_jobs: Annotated[int | None, _limit("Jobs that have not ended")] = None,
     max_open_items: Annotated[int | None, _limit("Items that have not ended")] = None,
     max_stored_bytes: Annotated[
@@ -74,8 +113,9 @@ def quota(
     """Show a tenant's quotas, or give it limits of its own."""
     from app.audit.actions import Action
     from app.audit.append import append_entry
+    from app.audit.keys import AuditKey
     from app.tenants.keys import get_tenant
-    from app.tenants.quotas import set_quotas
+    from app.tenants.quotas import Quotas, set_quotas
 
     given = {
         "max_open_jobs": max_open_jobs,
@@ -85,30 +125,28 @@ def quota(
         "max_training_minutes": max_training_minutes,
     }
     limits = {word: limit or None for word, limit in given.items() if limit is not None}
-    with _system() as (session, defaults, audit_key):
-        if limits:
-            set_quotas(session, name, **limits)
+    with _system() as (session, settings):
         tenant = get_tenant(session, name)
         if limits:
+            set_quotas(session, name, **limits)
+            session.refresh(tenant)
             append_entry(
                 session,
-                audit_key(),
+                AuditKey.derive(settings.key_pepper.get_secret_value()),
                 tenant_id=tenant.id,
                 action=Action.QUOTA_CHANGED,
                 target=name,
                 details=limits,
             )
-        row = _describe(tenant, defaults)
+        row = _describe(tenant, Quotas.from_settings(settings))
     _show([row], as_json=as_json)
 
 
 @contextmanager
-def _system() -> Iterator[tuple[Session, Quotas, Callable[[], AuditKey]]]:
-    """A system session, the quotas that this environment says, and what signs the audit log."""
-    from app.audit.keys import AuditKey
+def _system() -> Iterator[tuple[Session, Settings]]:
+    """A system session, and the settings as this environment says them."""
     from app.db.session import Database
     from app.settings import load_settings
-    from app.tenants.quotas import Quotas
 
     settings = load_settings(**find_database())
     # Says which setting is missing, before anything is connected.
@@ -116,8 +154,7 @@ def _system() -> Iterator[tuple[Session, Quotas, Callable[[], AuditKey]]]:
     db = Database.from_settings(settings)
     try:
         with db.system() as session:
-            pepper = settings.key_pepper.get_secret_value()
-            yield session, Quotas.from_settings(settings), lambda: AuditKey.derive(pepper)
+            yield session, settings
     finally:
         db.close()
 
@@ -151,6 +188,17 @@ def find_database() -> dict[str, str]:
 def data_folder() -> Path:
     """The data folder of `darkroom up`, as this environment or the present folder name it."""
     return Path(os.environ.get("DARKROOM_DATA") or "darkroom-data")
+
+
+def _show_once(tenant: str, made: NewKey, *, as_json: bool) -> None:
+    row = made.row
+    if as_json:
+        shown = {"tenant": tenant, "tenant_id": row.tenant_id, "id": made.id, "name": row.name}
+        made_at = row.created_at.isoformat()
+        print_json({**shown, "scopes": row.scopes, "created_at": made_at, "text": made.text})
+        return
+    say(made.text)
+    note(f"{made.id}, scope admin of {tenant}: keep it now, it is not shown again")
 
 
 def _describe(tenant: Tenant, defaults: Quotas) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from app.db.roles import ensure_roles
 from app.db.session import Database
 from app.errors import SettingsError
 from app.stack.processes import StackError
-from app.tenants.keys import FIRST_TENANT, create_key, ensure_first_key, note_operator_key
-from app.tenants.scopes import Scope
+from app.tenants.admin_keys import FIRST_TENANT, create_admin_key, ensure_first_key
 from app.tenants.tables import Tenant
 
 CLIENT_FILE = "client.json"
@@ -89,9 +88,7 @@ def _make_key(url: str, system_url: str, pepper: str, *, own_database: bool) -> 
             ).one_or_none()
             if tenant_id is None:
                 return None
-            key = create_key(session, tenant_id, name="up", scopes=[Scope.ADMIN], pepper=pepper)
-            note_operator_key(session, key, pepper)
-            return key.text
+            return create_admin_key(session, tenant_id, name="up", pepper=pepper).text
     finally:
         db.close()
 

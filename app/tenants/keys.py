@@ -24,9 +24,6 @@ from sqlalchemy import ColumnElement, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from app.audit.actions import Action
-from app.audit.append import append_entry
-from app.audit.keys import AuditKey
 from app.clock import utc_now
 from app.db.page import fetch_page
 from app.db.session import Database
@@ -44,7 +41,6 @@ from app.tenants.tables import ApiKey, Tenant
 
 _KEY_TEXT = re.compile(r"dk_([0-9a-hjkmnp-tv-z]{26})_([a-z2-7]{52})_([0-9a-f]{8})")
 _PEPPER_MIN_CHARACTERS = 32
-FIRST_TENANT = "default"
 
 _FIND = """
     SELECT id, tenant_id, secret_hash, scopes,
@@ -88,7 +84,11 @@ def create_tenant(session: Session, name: str) -> Tenant:
         .returning(Tenant)
     ).one_or_none()
     if tenant is None:
-        raise ConflictError(f"there is a tenant {name!r} already", code="tenant_exists")
+        raise ConflictError(
+            f"there is a tenant {name!r} already: choose another name, or make a further key of it "
+            f"with `darkroom tenants key {name}`",
+            code="tenant_exists",
+        )
     return tenant
 
 
@@ -100,7 +100,10 @@ def get_tenant(session: Session, name: str) -> Tenant:
     """
     tenant = session.scalar(select(Tenant).where(Tenant.name == name))
     if tenant is None:
-        raise NotFoundError(f"there is no tenant {name[:60]!r}", code="tenant_not_found")
+        raise NotFoundError(
+            f"there is no tenant {name[:120]!r}: `darkroom tenants list` names all there are",
+            code="tenant_not_found",
+        )
     return tenant
 
 
@@ -234,42 +237,6 @@ def revoke_key(session: Session, tenant_id: str, key_id: str) -> ApiKey:
 def key_not_found(key_id: str) -> NotFoundError:
     """The error of an id that no key of the tenant has."""
     return NotFoundError(f"there is no key {key_id[:60]!r}", code="key_not_found")
-
-
-def ensure_first_key(db: Database, pepper: str) -> str | None:
-    """The text of a first admin key of the tenant ``default``, or None if any key exists.
-
-    Several nodes may start at once; one of them makes the key.
-    """
-    with db.system() as session:
-        session.execute(text("SELECT pg_advisory_xact_lock(hashtext('darkroom.first_key'))"))
-        if session.scalar(select(ApiKey.id).limit(1)) is not None:
-            return None
-        tenant = session.scalar(select(Tenant).where(Tenant.name == FIRST_TENANT))
-        if tenant is None:
-            tenant = create_tenant(session, FIRST_TENANT)
-            append_entry(
-                session,
-                AuditKey.derive(pepper),
-                tenant_id=tenant.id,
-                action=Action.TENANT_CREATED,
-                target=FIRST_TENANT,
-            )
-        key = create_key(session, tenant.id, name="first", scopes=[Scope.ADMIN], pepper=pepper)
-        note_operator_key(session, key, pepper)
-        return key.text
-
-
-def note_operator_key(session: Session, key: NewKey, pepper: str) -> None:
-    """Tell the audit log of a key that was made straight in the database."""
-    append_entry(
-        session,
-        AuditKey.derive(pepper),
-        tenant_id=key.row.tenant_id,
-        action=Action.KEY_CREATED,
-        target=key.id,
-        details={"name": key.row.name, "scopes": key.row.scopes},
-    )
 
 
 def _note_use(db: Database, tenant_id: str, key_id: str) -> None:

@@ -19,15 +19,8 @@ from app.errors import (
 )
 from app.ids import KEY, new_id
 from app.stack.postgres import LocalPostgres
-from app.tenants.keys import (
-    FIRST_TENANT,
-    NewKey,
-    create_key,
-    create_tenant,
-    ensure_first_key,
-    list_keys,
-    revoke_key,
-)
+from app.tenants.admin_keys import FIRST_TENANT, ensure_first_key
+from app.tenants.keys import NewKey, create_key, create_tenant, list_keys, revoke_key
 from app.tenants.known_keys import KnownKeys
 from app.tenants.scopes import Principal, Scope
 from app.tenants.tables import ApiKey, Tenant
