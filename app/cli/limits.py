@@ -14,7 +14,8 @@ DeadlineText = Annotated[
     typer.Option(
         "--deadline",
         metavar="WHEN",
-        help="End by then or expire: 2026-12-01T18:00:00+01:00, or 90m, 2h, 1d from now.",
+        # A short example: in 80 columns a longer one is cut.
+        help="End by then or expire: 2026-12-01T18:00Z, or 90m, 2h, 1d from now.",
         show_default=False,
     ),
 ]

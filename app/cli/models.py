@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,8 +19,22 @@ if TYPE_CHECKING:
     from app.client import Darkroom
     from app.client.values import ModelVersion
 
+#: Words for which one looks first, and the command that does it.
+_MEANT = {"share": "grant MODEL TENANT --right run", "unshare": "revoke MODEL TENANT"}
+
+
+class Commands(GuardedGroup):
+    """Knows what somebody means who wants to share a model."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that ``args`` name; an error that says which one was meant."""
+        if args and args[0] in _MEANT:
+            ctx.fail(f"No such command {args[0]!r}. It is: darkroom models {_MEANT[args[0]]}")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
-    cls=GuardedGroup, help="Import models, list, share and export them.", no_args_is_help=True
+    cls=Commands, help="Import models, list, share and export them.", no_args_is_help=True
 )
 
 

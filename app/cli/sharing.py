@@ -45,7 +45,12 @@ def grant(
     name: ModelName,
     tenant: TenantName,
     right: Annotated[
-        list[Right], typer.Option(help="Repeat for more; others end.", show_default=False)
+        list[Right],
+        typer.Option(
+            metavar="RIGHT",
+            help="run, evaluate or export; repeat for more. Those not named end.",
+            show_default=False,
+        ),
     ],
     answers: Annotated[
         Answers, typer.Option(help="Exact scores, hundredths, or the best class in tenths.")

@@ -153,7 +153,11 @@ def _list(
 def _find_tenant(session: Session, name: str) -> str:
     found: str | None = session.scalar(_FIND_TENANT, {"name": name})
     if found is None:
-        raise NotFoundError(f"there is no tenant {name[:120]!r}", code="tenant_not_found")
+        raise NotFoundError(
+            f"there is no tenant {name[:120]!r}: ask its people how it is spelt; upper and lower "
+            "case count",
+            code="tenant_not_found",
+        )
     return found
 
 

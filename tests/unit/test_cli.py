@@ -7,8 +7,10 @@ import sys
 
 import httpx2
 import pytest
+from typer.main import get_command
 
 from app.cli.exits import EXIT_CODES, Exit
+from app.cli.main import app
 from tests.unit.fake_service import UPLOAD, URL, answer, job, page, problem, sent
 
 
@@ -246,3 +248,29 @@ def test_help_wraps_paragraphs_at_the_width_of_the_terminal_alone(run, command):
     lines = [line.strip() for line in run(*command, "--help").stdout.splitlines()]
     broken_by_the_source = {"`darkroom up`", "S3_ENDPOINT_URL) is", "usage, 8 the folder"}
     assert not broken_by_the_source & set(lines)
+
+
+def _commands(command, words=()):
+    yield command, words
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _commands(inner, (*words, name))
+
+
+def test_help_cuts_no_name_of_an_option_in_80_columns(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    longest = []
+    for command, words in _commands(get_command(app)):
+        names = {name for option in command.params for name in option.opts}
+        # Only long ones are in danger, and rendering the help of every command takes seconds.
+        if max(map(len, names), default=0) >= 15:
+            shown = set(run(*words, "--help").stdout.split())
+            assert {name for name in names if name.startswith("-")} <= shown, words
+            longest.append(words)
+    assert ("tenants", "quota") in longest
+
+
+@pytest.mark.parametrize(("word", "meant"), [("share", "grant"), ("unshare", "revoke")])
+def test_word_that_is_looked_for_first_leads_to_the_command(run, word, meant):
+    refused = run("models", word, "pets", "acme")
+    assert refused.exit_code == Exit.USAGE
+    assert f"darkroom models {meant} MODEL TENANT" in " ".join(refused.stderr.split())
