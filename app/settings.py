@@ -83,6 +83,14 @@ class Settings(BaseSettings):
         ),
     )
 
+    sealed_only: bool = Field(
+        False,
+        description=(
+            "Refuse weights that lie in clear, as releases before sealing left them; "
+            "`darkroom sealing status` counts them."
+        ),
+    )
+
     # API
     api_host: str = Field("127.0.0.1", description="Address the API listens on.")
     api_port: Positive = Field(8080, description="Port the API listens on.")

@@ -126,7 +126,13 @@ class _Pieces:
         here = parts()
         take_download(here.download_places)
         self._places: Places | None = here.download_places
-        self._pieces = read_weights(here.store, here.settings.bucket, here.keyring(), weights)
+        self._pieces = read_weights(
+            here.store,
+            here.settings.bucket,
+            here.keyring(),
+            weights,
+            sealed_only=here.settings.sealed_only,
+        )
         try:
             self._first = next(self._pieces, b"")
         except BaseException as error:

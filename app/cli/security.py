@@ -18,6 +18,7 @@ from app.cli.security_parts import (
     check_keys,
     check_redis,
     check_tables,
+    check_weights,
     is_local,
 )
 from app.errors import DarkroomError
@@ -53,6 +54,7 @@ def check_security(settings: Settings, data_dir: Path | None = None) -> Iterator
         ("account", _check_account),
         ("database", lambda: check_database(settings)),
         ("tables", lambda: check_tables(settings)),
+        ("weights", lambda: check_weights(settings)),
         ("redis", lambda: check_redis(settings)),
         ("object store", lambda: _check_store(settings)),
         ("api", lambda: _check_api(settings)),

@@ -105,6 +105,44 @@ def check_tables(settings: Settings) -> Iterator[Check]:
         )
 
 
+def check_weights(settings: Settings) -> Iterator[Check]:
+    """Whether weights that nobody sealed would be used, and whether any are left."""
+    from app.db.session import Database
+    from app.models.weights import VERSION_KEYS
+    from app.sealing.columns import count_column
+
+    db = Database(settings.database_url.get_secret_value(), settings.system_url, pool_size=1)
+    try:
+        with db.system() as session:
+            in_clear = count_column(session, VERSION_KEYS).in_clear
+    finally:
+        db.close()
+    if settings.sealed_only:
+        if in_clear:
+            yield Check(
+                "weights",
+                "warn",
+                f"{in_clear:,} model versions lie in clear, and DARKROOM_SEALED_ONLY refuses them",
+                "import or train them anew, or set DARKROOM_SEALED_ONLY=off until you have",
+            )
+    elif in_clear:
+        yield Check(
+            "weights",
+            "warn",
+            f"{in_clear:,} model versions lie in clear: whoever can write to database and bucket "
+            "may put others in the place of any",
+            "import or train them anew, then set DARKROOM_SEALED_ONLY=on",
+        )
+    else:
+        yield Check(
+            "weights",
+            "warn",
+            "weights in clear would be used, and no model version needs that: whoever can write to "
+            "database and bucket may put some in the place of sealed ones",
+            "set DARKROOM_SEALED_ONLY=on for API and workers",
+        )
+
+
 def check_redis(settings: Settings) -> Iterator[Check]:
     """How Redis is reached, and whether it lets in whoever asks."""
     import redis

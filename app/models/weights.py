@@ -40,6 +40,22 @@ class StoredWeights:
         """Whether the object is a sealed bundle; versions of earlier releases lie in clear."""
         return self.sealed_sha256 is not None
 
+    def check(self, *, sealed_only: bool) -> None:
+        """Let no weights in clear pass where ``sealed_only``.
+
+        A digest that stands beside them proves nothing against whoever can write the row; what
+        is sealed nobody makes without a sealing key.
+
+        Raises:
+            ConflictError: ``weights_not_sealed``.
+        """
+        if sealed_only and not self.is_sealed:
+            raise ConflictError(
+                f"the weights of model version {self.version_id} lie in clear, and "
+                "DARKROOM_SEALED_ONLY lets only sealed ones be used; import them anew",
+                code="weights_not_sealed",
+            )
+
     @property
     def subject(self) -> Subject:
         """What the bundle must be of."""
@@ -79,7 +95,12 @@ def stored_weights(version: ModelVersion) -> StoredWeights:
 
 
 def read_weights(
-    store: ObjectStore, bucket: str, keyring: Keyring, weights: StoredWeights
+    store: ObjectStore,
+    bucket: str,
+    keyring: Keyring,
+    weights: StoredWeights,
+    *,
+    sealed_only: bool,
 ) -> Generator[bytes]:
     """The weights in clear, straight from the object store, as a safetensors file in pieces.
 
@@ -89,11 +110,13 @@ def read_weights(
     frames, whatever the size, and no connection of the database.
 
     Raises:
+        ConflictError: ``weights_not_sealed``; see :meth:`StoredWeights.check`.
         SealError: ``sealing_key_missing`` or ``seal_broken``: their data key does not open.
         SealedDamagedError: the object is not these weights, whole and unchanged.
         ObjectMissingError: it is not there.
         StorageError: the store does not answer; trying again may help.
     """
+    weights.check(sealed_only=sealed_only)
     data_key = weights.open_key(keyring) if weights.is_sealed else None
     with store.open(bucket, weights.object_key) as stream:
         if data_key is not None:

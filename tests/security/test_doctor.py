@@ -16,12 +16,17 @@ from app.cli.checks import Check
 from app.cli.main import app
 from app.cli.security import check_security
 from app.db.session import Database
+from app.models.weights import VERSION_KEYS
+from app.sealing.columns import count_column
 from app.settings import Settings
 from app.stack.postgres import DATABASE_NAME, LocalPostgres
 from app.stack.processes import free_port
+from app.storage.s3 import ObjectStore
 from app.tenants.tables import ApiKey
 from tests.api_client import make_key
+from tests.factories import register_weights
 from tests.jobs import make_old
+from tests.unit.pictures import small_spec
 
 SECRET = "correct-horse-battery-staple-and-more"
 
@@ -141,6 +146,29 @@ def test_keys_that_nobody_uses_are_counted(
     after = found(look(settings), "keys")[1]
     assert before != after
     assert "not used for 90 days" in after
+
+
+def test_weights_in_clear_are_counted_and_the_setting_that_refuses_them_is_named(
+    settings: Settings, database: Database, objects: ObjectStore, tenant_id: str
+) -> None:
+    with database.system() as session:
+        in_clear = count_column(session, VERSION_KEYS).in_clear
+    for changed, words in (
+        # Tests on the same database may have left some.
+        ({}, f"{in_clear:,} model versions lie" if in_clear else "DARKROOM_SEALED_ONLY=on for"),
+        ({"sealed_only": True}, "refuses them" if in_clear else "nothing weak found"),
+    ):
+        assert words in found(look(settings, **changed), "weights")[1]
+    objects.ensure_bucket(settings.bucket)
+    register_weights(database, objects, settings.bucket, tenant_id, "old", small_spec(), b"plain")
+    for changed, words in (
+        ({}, "then set DARKROOM_SEALED_ONLY=on"),
+        ({"sealed_only": True}, "refuses them"),
+    ):
+        verdict, text = found(look(settings, **changed), "weights")
+        assert verdict == "warn"
+        assert f"{in_clear + 1:,} model versions lie in clear" in text
+        assert words in text
 
 
 def test_root_is_told() -> None:

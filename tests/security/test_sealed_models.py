@@ -301,6 +301,29 @@ def test_whoever_rewrites_the_row_too_brings_no_other_weights_under_a_version(
     assert world.recognise(tenant_id, mine.id).state != JobState.SUCCEEDED
 
 
+def test_weights_in_clear_are_refused_where_only_sealed_ones_may_be_used(
+    world: World, tenant_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version, forged = world.add(tenant_id, weights(14)), weights(15)
+    world.forget()
+    # Whoever has database and bucket: other weights, and a row that fits them.
+    world.store.put(BUCKET, str(version.weights_key), forged)
+    world.change(
+        version.id,
+        sealed_sha256=None,
+        weights_sha256=hashlib.sha256(forged).hexdigest(),
+        weights_bytes=len(forged),
+    )
+    strict = world.process.settings.model_copy(update={"sealed_only": True})
+    with monkeypatch.context() as patch:
+        patch.setattr(world.process, "settings", strict)
+        world.assert_refused(tenant_id, version.id, "weights_not_sealed")
+        sealed = world.add(tenant_id, weights(16))
+        assert world.recognise(tenant_id, sealed.id).state == JobState.SUCCEEDED
+    # An operator who has not set it yet still serves versions of earlier releases.
+    assert world.recognise(tenant_id, version.id).state == JobState.SUCCEEDED
+
+
 def test_object_cut_at_a_frame_is_refused_whatever_digest_the_row_names(
     world: World, tenant_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,7 +373,8 @@ def test_weights_are_read_in_clear_as_a_stream_for_whoever_may_have_them(
     stored = stored_weights(version)
 
     def read() -> bytes:
-        return b"".join(read_weights(world.store, BUCKET, world.process.keyring, stored))
+        keyring = world.process.keyring
+        return b"".join(read_weights(world.store, BUCKET, keyring, stored, sealed_only=True))
 
     assert read() == content
     world.store.put(BUCKET, stored.object_key, cut(world.store.read(BUCKET, stored.object_key)))

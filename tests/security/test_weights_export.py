@@ -192,6 +192,19 @@ def test_who_may_only_run_gets_the_weights_by_no_other_road(
             assert str(secret) not in seen
 
 
+def test_weights_in_clear_are_not_handed_out_where_only_sealed_ones_may_be_used(
+    app: Any, settings: Settings, database: Database, objects: ObjectStore, tmp_path: Path
+) -> None:
+    side = make_side(app, settings, database)
+    version_id = add_network(database, objects, settings, side.tenant_id, tmp_path)
+    strict = make_app(settings.model_copy(update={"sealed_only": True}), objects)
+    api = Api(strict, side.api.key)
+    refused = api("GET", WEIGHTS)
+    assert (refused.status_code, refused.json["code"]) == (409, "weights_not_sealed")
+    seal_weights(database, objects, settings, side.tenant_id, version_id)
+    assert api("GET", WEIGHTS).data == (tmp_path / "shapes.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("cut", [10, 40, 5000, -1])
 def test_damaged_weights_are_never_handed_out_whole(
     app: Any,

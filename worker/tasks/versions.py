@@ -45,7 +45,8 @@ def warm_recogniser(
     ``shared`` is the version where it is another tenant's, as it is granted now.
 
     Raises:
-        ConflictError: the version has no weights to serve with.
+        ConflictError: the version has no weights to serve with, or they lie in clear where only
+            sealed ones may be used.
         InvalidInputError: the weights do not fit the architecture.
         SealedDamagedError: they lie sealed, and not as they were sealed.
         SealError: they lie sealed under a key that is not here.
@@ -58,6 +59,7 @@ def warm_recogniser(
             spec, weights = shared.spec, shared.weights
         else:
             spec, weights = _look_up(process, tenant_id, version_id)
+        weights.check(sealed_only=process.settings.sealed_only)
         how = _load_sealed if weights.is_sealed else _load_plain
         return how(process, spec, weights)
 
