@@ -43,6 +43,7 @@ def test_scores_become_plain_json() -> None:
         "recall": 0.5,
         "f1": pytest.approx(2 / 3),
         "support": 2,
+        "answered": 1,
     }
 
 

@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
-from app.errors import InvalidInputError
+from worker.evaluation.confusion import (
+    Confusion,
+    average_ratios,
+    balanced_accuracy,
+    class_ratios,
+    count_confusion,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,76 +25,79 @@ class ClassScores:
     precision: float
     recall: float
     f1: float
+    #: Images of the class.
     support: int
+    #: Images answered as the class.
+    answered: int
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Answers against the truth.
 
-    ``precision``, ``recall`` and ``f1`` are means over the classes that were answered or
-    true at least once. ``confusion[i][j]`` counts images of class i answered as class j.
+    ``precision``, ``recall`` and ``f1`` are means over the classes that were answered or true at
+    least once; ``averages`` has them as ``macro`` beside ``micro`` and ``weighted``.
+    ``balanced_accuracy`` is the mean recall of the classes that have images.
     """
 
     accuracy: float
+    balanced_accuracy: float
     precision: float
     recall: float
     f1: float
+    averages: dict[str, dict[str, float]]
     per_class: list[ClassScores]
-    confusion: list[list[int]]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class ScoresWithConfusion(Scores):
+    """The same with the whole matrix: ``confusion[i][j]`` counts images of i answered as j."""
+
+    confusion: list[list[int]]
+
+
 def score(
-    predicted: Sequence[int] | Tensor, targets: Sequence[int] | Tensor, classes: Sequence[str]
-) -> Scores:
-    """Compare predicted with true class indices.
+    predicted: npt.ArrayLike, targets: npt.ArrayLike, classes: Sequence[str]
+) -> ScoresWithConfusion:
+    """Compare predicted with true class indices, both [n].
 
     A ratio without anything to divide by (a class that was never answered) counts as 0.
 
     Raises:
         InvalidInputError: nothing to compare, unequal lengths, or an index that is no class.
     """
-    # Imported here: loading it takes about a second, which recognition alone never needs.
-    from torchmetrics.functional.classification import (
-        multiclass_confusion_matrix,
-        multiclass_f1_score,
-        multiclass_precision,
-        multiclass_recall,
-    )
+    confusion = count_confusion(predicted, targets, len(classes))
+    found = score_confusion(confusion, classes)
+    fields = {name: getattr(found, name) for name in Scores.__slots__}
+    return ScoresWithConfusion(**fields, confusion=confusion.dense().tolist())
 
-    answers = torch.as_tensor(predicted, dtype=torch.int64)
-    truth = torch.as_tensor(targets, dtype=torch.int64)
-    _require_comparable(answers, truth, len(classes))
-    count = len(classes)
-    # torchmetrics knows no task of one class; a second one that never occurs changes nothing.
-    width = max(count, 2)
-    confusion = multiclass_confusion_matrix(answers, truth, width)
-    measures = (multiclass_precision, multiclass_recall, multiclass_f1_score)
-    means = [float(measure(answers, truth, width, average="macro")) for measure in measures]
-    single = [measure(answers, truth, width, average="none").tolist() for measure in measures]
-    support = confusion.sum(dim=1).tolist()
+
+def score_confusion(confusion: Confusion, classes: Sequence[str]) -> Scores:
+    """The scores of counted answers."""
+    ratios = class_ratios(confusion)
+    averages = {
+        kind: {name: float(value) for name, value in values.items()}
+        for kind, values in average_ratios(ratios).items()
+    }
     return Scores(
-        accuracy=int((answers == truth).sum()) / len(truth),
-        precision=means[0],
-        recall=means[1],
-        f1=means[2],
+        accuracy=int(ratios.hits.sum()) / confusion.images,
+        balanced_accuracy=float(balanced_accuracy(ratios)),
+        **averages["macro"],
+        averages=averages,
         per_class=[
-            ClassScores(name, single[0][i], single[1][i], single[2][i], support[i])
-            for i, name in enumerate(classes)
+            ClassScores(name, *numbers)
+            for name, *numbers in zip(
+                classes,
+                ratios.precision.tolist(),
+                ratios.recall.tolist(),
+                ratios.f1.tolist(),
+                ratios.support.tolist(),
+                ratios.answered.tolist(),
+                strict=True,
+            )
         ],
-        confusion=[row[:count] for row in confusion.tolist()[:count]],
     )
-
-
-def _require_comparable(answers: Tensor, truth: Tensor, classes: int) -> None:
-    if answers.shape != truth.shape or answers.ndim != 1 or len(truth) == 0:
-        raise InvalidInputError(
-            f"{answers.numel()} answers and {truth.numel()} targets cannot be compared"
-        )
-    for values in (answers, truth):
-        if int(values.min()) < 0 or int(values.max()) >= classes:
-            raise InvalidInputError(f"an index is not one of {classes} classes")
