@@ -153,19 +153,19 @@ def test_weights_in_clear_are_counted_and_the_setting_that_refuses_them_is_named
 ) -> None:
     with database.system() as session:
         in_clear = count_column(session, VERSION_KEYS).in_clear
-    for changed, words in (
+    for sealed_only, words in (
         # Tests on the same database may have left some.
-        ({}, f"{in_clear:,} model versions lie" if in_clear else "DARKROOM_SEALED_ONLY=on for"),
-        ({"sealed_only": True}, "refuses them" if in_clear else "nothing weak found"),
+        (False, f"{in_clear:,} model versions lie" if in_clear else "DARKROOM_SEALED_ONLY=on for"),
+        (True, "refuses them" if in_clear else "nothing weak found"),
     ):
-        assert words in found(look(settings, **changed), "weights")[1]
+        assert words in found(look(settings, sealed_only=sealed_only), "weights")[1]
     objects.ensure_bucket(settings.bucket)
     register_weights(database, objects, settings.bucket, tenant_id, "old", small_spec(), b"plain")
-    for changed, words in (
-        ({}, "then set DARKROOM_SEALED_ONLY=on"),
-        ({"sealed_only": True}, "refuses them"),
+    for sealed_only, words in (
+        (False, "then set DARKROOM_SEALED_ONLY=on"),
+        (True, "refuses them"),
     ):
-        verdict, text = found(look(settings, **changed), "weights")
+        verdict, text = found(look(settings, sealed_only=sealed_only), "weights")
         assert verdict == "warn"
         assert f"{in_clear + 1:,} model versions lie in clear" in text
         assert words in text
