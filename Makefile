@@ -15,6 +15,10 @@ READY := .venv/.darkroom-ready
 # Where this machine keeps certificates of its own, uv trusts them as pip does.
 UV := $(BIN)/uv $(if $(wildcard /etc/ssl/certs/ca-certificates.crt),--system-certs)
 
+# A process that may not keep what it compiled compiles PyTorch each time it starts: some containers
+# set this, and every test that starts a worker would wait for it.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Two runs side by side, each on parts of its own. A file's tests stay together, and the long files
 # come first, as they stand in the tree.
 BESIDE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
