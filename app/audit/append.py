@@ -13,6 +13,9 @@ from app.audit.entries import sign_entry
 from app.audit.keys import AuditKey
 from app.ids import AUDIT_ENTRY, new_id
 
+#: An entry stays for ever and is signed, read and checked whole, so nobody may make it long.
+DETAILS_MAX_CHARACTERS = 4000
+
 _INSERT = """
     INSERT INTO audit_entries
         (tenant_id, id, actor, action, outcome, target, request_id, client_address, details,
@@ -38,7 +41,8 @@ def append_entry(
 ) -> str:
     """Add an entry to what the session commits; returns its id.
 
-    ``details`` are small, plain JSON and hold no secret.
+    ``details`` are plain JSON and hold no secret. Where they are longer than
+    :data:`DETAILS_MAX_CHARACTERS`, long values are cut and say how long they were.
     """
     content: dict[str, Any] = {
         "tenant_id": tenant_id,
@@ -49,10 +53,38 @@ def append_entry(
         "target": target,
         "request_id": request_id,
         "client_address": client_address,
-        "details": json.dumps(dict(details or {}), sort_keys=True, separators=(",", ":")),
+        "details": _as_text(details or {}),
     }
     # Past SQLAlchemy's compiler: every submission of a job pays for this.
     session.connection().exec_driver_sql(
         _INSERT, {**content, "mac_key": key.id, "mac": sign_entry(key, content)}
     )
     return str(content["id"])
+
+
+def _as_text(details: Mapping[str, Any]) -> str:
+    text = _dump(dict(details))
+    if len(text) <= DETAILS_MAX_CHARACTERS:
+        return text
+    # A share for each value, less what name and punctuation take.
+    share = DETAILS_MAX_CHARACTERS // len(details)
+    return _dump(
+        {name: _cut(value, share - len(_dump(name)) - 4) for name, value in details.items()}
+    )
+
+
+def _cut(value: Any, most: int) -> Any:
+    """The value, or the beginning of its text where that takes more characters of JSON."""
+    if len(_dump(value)) <= most:
+        return value
+    text = value if isinstance(value, str) else _dump(value)
+    mark = f"… ({len(text):,} characters)"
+    kept = text[:most]
+    # Characters beyond ASCII take six or twelve of JSON.
+    while kept and len(_dump(kept + mark)) > most:
+        kept = kept[: len(kept) * 9 // 10]
+    return kept + mark
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
 from app.audit.actions import Action
+from app.audit.append import DETAILS_MAX_CHARACTERS, append_entry
+from app.audit.keys import AuditKey
 from app.audit.tables import AuditEntry
 from app.tenants.scopes import Scope
 from tests.api_client import Api, import_body, make_app, make_key
@@ -127,6 +131,49 @@ def test_entry_that_cannot_be_written_undoes_the_act(api, database, tenant_id, m
     assert api("POST", "/v1/jobs", json=import_body()).status_code == 500
     with database.tenant(tenant_id) as session:
         assert session.scalar(text("SELECT count(*) FROM jobs")) == 0
+
+
+@pytest.mark.parametrize(
+    "long",
+    [
+        {"name": "x" * 10**6},
+        {"name": "\N{GRINNING FACE}" * 10**5},
+        {"name": '\\"' * 10**5, "events": ["job.ended"] * 10**4, "deep": {"a": {"b": "y" * 10**5}}},
+        {"name": "z" * (DETAILS_MAX_CHARACTERS - 10)},
+    ],
+    ids=["text", "beyond-ascii", "list-and-mapping", "one-too-many"],
+)
+def test_long_details_are_cut_and_say_so(database, settings, tenant_id, long):
+    key = AuditKey.derive(settings.key_pepper.get_secret_value())
+    short = {"number": 3, "scopes": ["jobs:read"], "none": None}
+    for details in (long, {**long, **short}):
+        with database.tenant(tenant_id) as session:
+            append_entry(
+                session, key, tenant_id=tenant_id, action=Action.KEY_CREATED, details=details
+            )
+    with database.system() as session:
+        first, second = session.scalars(
+            text("SELECT details::text FROM audit_entries WHERE tenant_id = :id ORDER BY at"),
+            {"id": tenant_id},
+        ).all()
+    for kept, details in ((first, long), (second, {**long, **short})):
+        assert len(kept) <= DETAILS_MAX_CHARACTERS
+        assert json.loads(kept).keys() == details.keys()
+    told = json.loads(second)
+    assert {name: told[name] for name in short} == short
+    for name, value in long.items():
+        length = len(value if isinstance(value, str) else json.dumps(value, separators=(",", ":")))
+        assert told[name].endswith(f"… ({length:,} characters)")
+        assert len(told[name]) > 50
+
+
+def test_details_that_fit_are_kept_as_they_are(database, settings, tenant_id):
+    key = AuditKey.derive(settings.key_pepper.get_secret_value())
+    fits = {"name": "z" * (DETAILS_MAX_CHARACTERS - 11)}
+    with database.tenant(tenant_id) as session:
+        append_entry(session, key, tenant_id=tenant_id, action=Action.KEY_CREATED, details=fits)
+    (entry,) = entries(database, tenant_id)
+    assert entry.details == fits
 
 
 def test_refusal_of_a_known_key_is_told_once_a_minute(app, database, settings, tenant_id):
