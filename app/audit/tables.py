@@ -50,6 +50,9 @@ class AuditEntry(Base):
         # No two links at one place: a fork is refused, however many dispatchers run.
         Index("uq_audit_entries_tenant_id_seq", "tenant_id", "seq", unique=True),
         Index("ix_audit_entries_tenant_id_target_id", "tenant_id", "target", "id"),
+        Index("ix_audit_entries_tenant_id_action_id", "tenant_id", "action", "id"),
+        Index("ix_audit_entries_tenant_id_actor_id", "tenant_id", "actor", "id"),
+        Index("ix_audit_entries_tenant_id_at", "tenant_id", "at"),
         Index(
             "ix_audit_entries_unchained",
             "at",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
+from sqlalchemy import inspect as sqlalchemy_inspect
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
 from app.audit.actions import Action
 from app.audit.append import DETAILS_MAX_CHARACTERS, append_entry
 from app.audit.keys import AuditKey
+from app.audit.read import list_entries
 from app.audit.tables import AuditEntry
 from app.tenants.scopes import Scope
 from tests.api_client import Api, import_body, make_app, make_key
@@ -258,6 +261,17 @@ def test_owner_cannot_change_or_delete_by_accident(api, database, tenant_id, sta
     refused = pytest.raises(ProgrammingError, match="append-only")
     with refused, database.system() as session:
         session.execute(text(statement), {"tenant": tenant_id} if ":tenant" in statement else {})
+
+
+def test_every_filter_of_the_log_has_an_index_that_knows_its_tenant_too(database):
+    words = inspect.signature(list_entries).parameters.values()
+    filters = {word.name for word in words if word.kind is word.KEYWORD_ONLY} - {"after", "limit"}
+    columns = {"at" if name in ("since", "until") else name for name in filters}
+    assert columns == {"action", "actor", "target", "at"}
+    with database.system() as session:
+        found = sqlalchemy_inspect(session.connection()).get_indexes("audit_entries")
+    begins = {tuple(index["column_names"][:2]) for index in found}
+    assert {("tenant_id", column) for column in columns} <= begins
 
 
 def test_tenant_reads_its_own_entries_and_nobody_elses(api, app, database, settings, tenant_id):
