@@ -46,7 +46,7 @@ def add_webhook(db: Database, tenant_id: str, url: str, *events: str) -> str:
             session,
             KEYRING,
             tenant_id,
-            target=LOCAL_GUARD.check(url),
+            target=LOCAL_GUARD.check(url, tenant_id),
             events=events or ("job.cancelled",),
         )
         return webhook.id

@@ -66,7 +66,7 @@ def create_webhook(body: CreateWebhook) -> Response:
             return replay(kept)
     # Looks the name up, so no connection to the database is held meanwhile.
     with place_to_look_up(here.look_up_places):
-        target = here.guard.check(body.url)
+        target = here.guard.check(body.url, tenant_id)
 
     def make(session: Session) -> tuple[Webhook, str]:
         return register.create_webhook(

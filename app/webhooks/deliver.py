@@ -65,7 +65,7 @@ def _send(claimed: Claimed, guard: Guard, keyring: Keyring) -> Outcome:
         return Outcome(error="the webhook is disabled")
     try:
         # Again each time: the name may lead elsewhere by now, or the operator took it back.
-        target = guard.check(claimed.url)
+        target = guard.check(claimed.url, claimed.tenant_id)
         bound_to = about(claimed.tenant_id, claimed.webhook_id)
         secrets = [keyring.open(each, bound_to) for each in claimed.sealed_secrets]
     except InvalidInputError as error:

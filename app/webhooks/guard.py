@@ -50,7 +50,8 @@ class Guard:
     #: Networks that may be reached although they are not public.
     private_networks: tuple[Network, ...] = ()
     is_on: bool = True
-    look_up: Callable[[str], tuple[str, ...]] = look_up
+    #: Takes a host, and the tenant of whose share of look-ups it is.
+    look_up: Callable[[str, str], tuple[str, ...]] = look_up
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Guard:
@@ -61,8 +62,8 @@ class Guard:
             settings.webhooks,
         )
 
-    def check(self, url: str) -> Target:
-        """Let a url pass that may be asked now; its name is resolved, which takes seconds at most.
+    def check(self, url: str, tenant_id: str) -> Target:
+        """Let a tenant's url pass that may be asked now; resolves its name, in seconds at most.
 
         Raises:
             InvalidInputError: as :meth:`check_url`, or ``webhook_address_not_allowed``.
@@ -74,7 +75,7 @@ class Guard:
         else:
             allowed = self.private_networks
         try:
-            addresses = (parts.host,) if parts.is_address else self.look_up(parts.host)
+            addresses = (parts.host,) if parts.is_address else self.look_up(parts.host, tenant_id)
         except OSError as error:
             raise self._refused(parts, f"not found: {error}") from None
         # All of them: an answer that holds one of ours too is an attempt, or a mistake.

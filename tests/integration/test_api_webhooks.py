@@ -116,8 +116,8 @@ def test_accepted_request_is_not_refused_when_repeated_after_its_name_was_lost(
     app: Any, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named = "http://hooks.example:9/"
-    guard = Guard(hosts=("*:*", "hooks.example:*"), look_up=lambda _: ("93.184.216.34",))
-    lost = replace(guard, look_up=lambda _: ())
+    guard = Guard(hosts=("*:*", "hooks.example:*"), look_up=lambda *_: ("93.184.216.34",))
+    lost = replace(guard, look_up=lambda *_: ())
     asked = {"json": {"url": named}, "headers": {"Idempotency-Key": "one"}}
     here = app.extensions["darkroom"]
     app.extensions["darkroom"] = replace(here, guard=guard)
@@ -174,7 +174,7 @@ def test_last_place_for_a_webhook_is_given_once_to_two_who_ask_together(
 def test_resolver_that_hangs_holds_a_few_threads_of_the_api_and_no_more(app: Any, api: Api) -> None:
     over, asked = threading.Event(), threading.Semaphore(0)
 
-    def hang(host: str) -> tuple[str, ...]:
+    def hang(*_: str) -> tuple[str, ...]:
         asked.release()
         over.wait(60)
         return ("93.184.215.14",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_network
 from time import monotonic
 from typing import Any
@@ -16,13 +17,14 @@ from app.errors import InvalidInputError
 from app.settings import Settings
 from app.webhooks import resolve
 from app.webhooks.guard import Guard
-from app.webhooks.resolve import look_up
+from app.webhooks.resolve import Slots, look_up
 from app.webhooks.send import Outcome, post
 from tests.receiver import Receiver, raw_server
 from tests.security.tls import Authority
 from tests.webhooks import unchecked
 
 NAME = "hooks.example"
+TENANT = "ten_a"
 PUBLIC = "93.184.216.34"
 #: What a name may lead to that is none of the public internet, or leads out of it again.
 PRIVATE = [
@@ -106,15 +108,15 @@ SPELLINGS = [
 ]
 
 
-def leads_to(*addresses: str) -> Callable[[str], tuple[str, ...]]:
+def leads_to(*addresses: str) -> Callable[[str, str], tuple[str, ...]]:
     """A resolver with one answer."""
-    return lambda _name: addresses
+    return lambda _name, _tenant_id: addresses
 
 
 def refusal(guard: Guard, url: str) -> InvalidInputError:
     """Why the guard lets it not pass."""
     with pytest.raises(InvalidInputError) as refused:
-        guard.check(url)
+        guard.check(url, TENANT)
     return refused.value
 
 
@@ -146,7 +148,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.mark.parametrize("address", [PUBLIC, "8.8.8.8", "2606:4700::1111", "64:ff9b::808:808"])
 def test_public_address_passes_and_is_what_is_connected_to(address: str) -> None:
-    target = Guard(look_up=leads_to(address)).check(f"https://{NAME}/hook")
+    target = Guard(look_up=leads_to(address)).check(f"https://{NAME}/hook", TENANT)
     assert target.addresses == (address,)
 
 
@@ -186,13 +188,13 @@ def test_only_ports_of_receivers_are_asked(port: int) -> None:
     guard = Guard(look_up=leads_to(PUBLIC))
     assert refusal(guard, f"https://{NAME}:{port}/").code == "webhook_url_invalid"
     for open_port in (443, 8443):
-        assert guard.check(f"https://{NAME}:{open_port}/").parts.port == open_port
+        assert guard.check(f"https://{NAME}:{open_port}/", TENANT).parts.port == open_port
 
 
 @pytest.mark.parametrize("port", [22, 25, 5432, 6379, 9200, 11211])
 def test_no_list_of_hosts_opens_ports_of_databases_and_mail(port: int) -> None:
     guard = Guard(hosts=(f"{NAME}:*", f"{NAME}:{port}"), look_up=leads_to(PUBLIC))
-    assert guard.check(f"https://{NAME}:9999/").parts.port == 9999
+    assert guard.check(f"https://{NAME}:9999/", TENANT).parts.port == 9999
     assert refusal(guard, f"https://{NAME}:{port}/").code == "webhook_url_invalid"
 
 
@@ -202,8 +204,8 @@ def test_http_is_for_hosts_that_the_operator_names() -> None:
     assert refusal(Guard(look_up=look), url).code == "webhook_url_invalid"
     assert refusal(Guard(hosts=("*:*",), look_up=look), url).code == "webhook_url_invalid"
     assert refusal(Guard(hosts=("other",), look_up=look), url).code == "webhook_host_not_allowed"
-    assert Guard(hosts=(NAME,), look_up=look).check(url).parts.scheme == "http"
-    assert Guard(hosts=("*.example",), look_up=look).check(url).parts.scheme == "http"
+    assert Guard(hosts=(NAME,), look_up=look).check(url, TENANT).parts.scheme == "http"
+    assert Guard(hosts=("*.example",), look_up=look).check(url, TENANT).parts.scheme == "http"
 
 
 def test_named_host_still_may_not_lead_inside() -> None:
@@ -215,7 +217,7 @@ def test_private_network_that_is_allowed_opens_itself_and_no_other() -> None:
     allowed = (ip_network("10.1.0.0/16"), ip_network("fd12::/16"))
     for address in ("10.1.2.3", "fd12::1", "::ffff:10.1.2.3"):
         guard = Guard(private_networks=allowed, look_up=leads_to(address))
-        assert guard.check(f"https://{NAME}/").addresses == (address,)
+        assert guard.check(f"https://{NAME}/", TENANT).addresses == (address,)
     for address in ("10.2.0.1", "127.0.0.1", "fd13::1"):
         guard = Guard(private_networks=allowed, look_up=leads_to(address))
         assert refusal(guard, f"https://{NAME}/").code == "webhook_address_not_allowed"
@@ -223,7 +225,7 @@ def test_private_network_that_is_allowed_opens_itself_and_no_other() -> None:
 
 def test_address_that_the_operator_wrote_down_opens_itself_and_no_name() -> None:
     guard = Guard(hosts=("10.0.0.5", "*"), look_up=leads_to("10.0.0.5"))
-    assert guard.check("https://10.0.0.5/").addresses == ("10.0.0.5",)
+    assert guard.check("https://10.0.0.5/", TENANT).addresses == ("10.0.0.5",)
     assert refusal(guard, f"https://{NAME}/").code == "webhook_address_not_allowed"
     assert refusal(guard, "https://10.0.0.6/").code == "webhook_address_not_allowed"
 
@@ -250,7 +252,7 @@ def test_addresses_that_hand_out_credentials_are_never_asked(address: str) -> No
 def test_client_learns_nothing_of_our_names_and_addresses_and_the_operator_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(_: str) -> tuple[str, ...]:
+    def fail(*_: str) -> tuple[str, ...]:
         raise socket.gaierror("Name or service not known")
 
     log = CapturingLogger()
@@ -270,7 +272,7 @@ def test_name_is_asked_for_once_a_delivery_and_its_later_answer_changes_nothing(
     guard = Guard(hosts=(f"{NAME}:*",), private_networks=(ip_network("127.0.0.1/32"),))
     with Receiver() as meant, Receiver(meant.port, host="127.0.0.2") as inside:
         resolver.answers = [["127.0.0.1"], ["127.0.0.2"]]
-        target = guard.check(f"http://{NAME}:{meant.port}/hook")
+        target = guard.check(f"http://{NAME}:{meant.port}/hook", TENANT)
         assert post(target, b"{}", {}).is_success
         assert resolver.asked == [NAME]
         (received,) = meant.received
@@ -289,14 +291,45 @@ def test_resolver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) 
         return []
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
-    monkeypatch.setattr(resolve, "_slots", threading.BoundedSemaphore(1))
-    guard = Guard(look_up=lambda host: look_up(host, seconds=0.1))
+    monkeypatch.setattr(resolve, "_slots", Slots(1, 1))
+    guard = Guard(look_up=lambda *asked: look_up(*asked, seconds=0.1))
     try:
         assert refusal(guard, f"https://{NAME}/").code == "webhook_address_not_allowed"
         assert hanging.acquire(timeout=10)
         # Nor do those that hang pile up: the system is not asked while the places are taken.
         assert refusal(guard, f"https://{NAME}/").code == "webhook_address_not_allowed"
         assert not hanging.acquire(timeout=0.2)
+    finally:
+        over.set()
+
+
+def test_names_of_one_tenant_that_hang_leave_places_to_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    over = threading.Event()
+
+    def ask(host: str, *_: Any, **__: Any) -> list[Any]:
+        if host.startswith("slow"):
+            over.wait(60)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (PUBLIC, 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
+    slots = Slots(resolve._MOST, resolve._MOST_EACH)
+    monkeypatch.setattr(resolve, "_slots", slots)
+    names = [f"slow{number}.example" for number in range(resolve._MOST + 1)]
+    try:
+        # Two tenants, each with as many names as there are places for all.
+        for tenant_id in ("ten_a", "ten_b"):
+            for name in names:
+                with pytest.raises(TimeoutError):
+                    look_up(name, tenant_id, seconds=0.001)
+        assert slots._held == {"ten_a": resolve._MOST_EACH, "ten_b": resolve._MOST_EACH}
+        assert look_up("good.example", "ten_c") == (PUBLIC,)
+        # Who waits for a place of its own share is served when one is free.
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(look_up, "good.example", "ten_a", seconds=60)
+            over.set()
+            assert waiting.result(60) == (PUBLIC,)
     finally:
         over.set()
 
