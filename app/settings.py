@@ -12,9 +12,17 @@ from ipaddress import IPv6Address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.addresses import ADMIN_SCHEMES, DATABASE_SCHEMES, REDIS_SCHEMES, check_address
 from app.errors import SettingsError
 
 Positive = Annotated[int, Field(gt=0)]
@@ -27,7 +35,9 @@ _HOST_PATTERN = re.compile(r"(\*|(\*\.)?[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:([0-
 class Settings(BaseSettings):
     """What a Darkroom process needs to know; the same table for API, dispatcher and workers."""
 
-    model_config = SettingsConfigDict(env_prefix="DARKROOM_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DARKROOM_", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     # The real parts
     database_url: SecretStr = Field(
@@ -310,6 +320,16 @@ class Settings(BaseSettings):
     )
     log_format: Literal["json", "console"] = Field("json", description="How a log line looks.")
 
+    @field_validator("database_url", "system_database_url", "admin_database_url", "redis_url")
+    @classmethod
+    def _check_addresses(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        name = str(info.field_name)
+        # What is empty is as good as not set, but for the one that must be.
+        if value is not None and (value.get_secret_value() or name == "database_url"):
+            schemes = {"redis_url": REDIS_SCHEMES, "admin_database_url": ADMIN_SCHEMES}
+            check_address(value.get_secret_value(), schemes.get(name, DATABASE_SCHEMES))
+        return value
+
     @field_validator("webhook_hosts")
     @classmethod
     def _check_webhook_hosts(cls, value: str) -> str:
@@ -409,7 +429,8 @@ def read_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]
             found[variable] = Path(path).read_text().rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise SettingsError(f"{variable}_FILE: {path} cannot be read: {reason}") from None
+            # Without its path, which is the secret itself where somebody took NAME_FILE for NAME.
+            raise SettingsError(f"{variable}_FILE names no file to be read: {reason}") from None
     return found
 
 
@@ -432,7 +453,7 @@ def load_settings(**overrides: Any) -> Settings:
         faults = [
             {
                 "pointer": _variable(str(fault["loc"][0])) if fault["loc"] else "",
-                "detail": fault["msg"],
+                "detail": fault["msg"].removeprefix("Value error, "),
             }
             for fault in error.errors()
         ]

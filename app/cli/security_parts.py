@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit, urlunsplit
 
 from app.cli.checks import Check
 
@@ -165,8 +165,13 @@ def check_redis(settings: Settings) -> Iterator[Check]:
             )
     if parts.scheme == "unix":
         return
-    bare = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    bare += f"?{parts.query}" if parts.query else ""
+    others = [
+        (name, value)
+        for name, value in parse_qsl(parts.query)
+        if name not in ("username", "password")
+    ]
+    netloc = parts.netloc.rpartition("@")[2]
+    bare = urlunsplit(parts._replace(netloc=netloc, query=urlencode(others)))
     try:
         with redis.Redis.from_url(bare, socket_connect_timeout=5, socket_timeout=5) as client:
             client.ping()

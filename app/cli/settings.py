@@ -46,16 +46,16 @@ def setting_rows(environ: Mapping[str, str]) -> list[SettingRow]:
 
 
 def mask(secret: str) -> str:
-    """A URL without its password; any other secret as asterisks."""
+    """An address without its password; any other secret, or one badly written, as asterisks."""
+    from app.addresses import check_address
+
     try:
-        parts = urlsplit(secret)
-        password = parts.password
+        check_address(secret)
     except ValueError:
-        return "********"
-    if not parts.scheme or not (parts.netloc or parts.path) or "://" not in secret:
         return "********" if secret else ""
+    parts = urlsplit(secret)
     shown = secret
-    if password is not None:
+    if parts.password is not None:
         user, host = parts.netloc.rsplit("@", 1)
         shown = urlunsplit(parts._replace(netloc=f"{user.split(':', 1)[0]}:***@{host}"))
     return _QUERY_SECRET.sub(r"\1***", shown)
@@ -103,19 +103,19 @@ def settings(
         raise typer.Exit(Exit.FAILED) from None
     if as_json:
         print_json([asdict(row) for row in rows])
-        return
-    print_table(
-        ("setting", "value", "meaning"),
-        [
-            (
-                row.name,
-                Text(row.value or "–", style="bold cyan" if row.is_set else "dim"),
-                row.description,
-            )
-            for row in rows
-        ],
-        wrap=("value", "meaning"),
-    )
+    else:
+        print_table(
+            ("setting", "value", "meaning"),
+            [
+                (
+                    row.name,
+                    Text(row.value or "–", style="bold cyan" if row.is_set else "dim"),
+                    row.description,
+                )
+                for row in rows
+            ],
+            wrap=("value", "meaning"),
+        )
     if not any(row.is_set for row in rows):
         # A machine that only uses the client needs none of them.
         return

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+import redis
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from app.cli.checks import Check
 from app.cli.main import app
 from app.cli.security import check_security
+from app.cli.security_parts import check_redis
 from app.db.session import Database
 from app.models.weights import VERSION_KEYS
 from app.sealing.columns import count_column
 from app.settings import Settings
 from app.stack.postgres import DATABASE_NAME, LocalPostgres
 from app.stack.processes import free_port
+from app.stack.valkey import find_valkey_binary
 from app.storage.s3 import ObjectStore
 from app.tenants.tables import ApiKey
 from tests.api_client import make_key
@@ -45,6 +49,22 @@ def found(checks: list[Check], name: str) -> tuple[str, str]:
     order = ["ok", "warn", "fail"]
     worst = max((check.verdict for check in mine), key=order.index)
     return worst, " ".join(f"{check.detail} {check.advice}" for check in mine)
+
+
+@pytest.fixture
+def guarded_port(tmp_path: Path) -> Iterator[int]:
+    """The port of a Valkey that asks for the password SECRET."""
+    port = free_port("127.0.0.1")
+    words = ["--bind", "127.0.0.1", "--port", str(port), "--requirepass", SECRET, "--save", ""]
+    with subprocess.Popen(
+        [find_valkey_binary(), *words], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        try:
+            assert any("Ready to accept connections" in line for line in server.stdout)
+            yield port
+        finally:
+            server.terminate()
 
 
 @pytest.fixture
@@ -94,6 +114,29 @@ def test_way_to_a_database_elsewhere_must_check_who_answers(settings: Settings) 
     for mode, weak in (("prefer", True), ("require", True), ("verify-full", False)):
         _, text = found(look(settings, database_url=f"{away}&sslmode={mode}"), "database")
         assert ("without a checked TLS connection" in text) is weak
+
+
+def test_redis_is_weak_without_a_password_and_not_where_it_stands_in_the_query(
+    settings: Settings, guarded_port: int
+) -> None:
+    place = f"127.0.0.1:{guarded_port}/0"
+    urls = (
+        f"redis://:{SECRET}@{place}",
+        f"redis://{place}?password={SECRET}",
+        f"redis://{place}?socket_timeout=3&username=default&password={SECRET}",
+    )
+
+    def look_at_redis() -> list[str]:
+        redis_urls = [{"redis_url": SecretStr(url)} for url in urls]
+        looks = [check_redis(settings.model_copy(update=one)) for one in redis_urls]
+        return [check.detail for checks in looks for check in checks]
+
+    assert look_at_redis() == []
+    with redis.Redis.from_url(urls[0]) as client:
+        client.config_set("requirepass", "")
+    weak = look_at_redis()
+    assert len(weak) == len(urls)
+    assert all("Redis asks for no password" in detail for detail in weak)
 
 
 def test_role_that_may_too_much_is_told(

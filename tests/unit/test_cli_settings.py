@@ -38,7 +38,9 @@ def test_no_way_of_showing_settings_tells_a_secret(monkeypatch):
 def test_mask_leaves_of_a_url_all_but_its_password():
     assert mask(f"redis://:{SECRET}@host:6379/0") == "redis://:***@host:6379/0"
     assert mask("redis+socket:///run/valkey.sock") == "redis+socket:///run/valkey.sock"
-    assert mask(f"postgresql://db/x?password={SECRET}&a=b") == "postgresql://db/x?password=***&a=b"
+    assert mask(f"postgresql://db/x?a=b&password={SECRET}") == "postgresql://db/x?a=b&password=***"
+    assert mask(f"postgresql://u:12#{SECRET}@db/x") == "********"
+    assert mask(f"postgresql://db/x?password=a&{SECRET}=b") == "********"
     assert mask("") == ""
     assert mask(SECRET) == "********"
     assert mask("user:with/odd@chars") == "********"
