@@ -1,10 +1,8 @@
 """CSV that a spreadsheet opens without running anything: RFC 4180, UTF-8, a header line.
 
-A cell that begins with ``= + - @``, their full-width forms, a tab or a line break would be
-read as a formula, so it gets an apostrophe in front, as OWASP's page on CSV injection advises;
-quoting alone does not help, for the quotes are gone before a spreadsheet looks. The price is
-that such a text is not what came in: who reads by machine takes JSON Lines or Parquet, which
-are raw.
+A cell that would be read as a formula gets an apostrophe in front (:mod:`app.spreadsheet`). The
+price is that such a text is not what came in: who reads by machine takes JSON Lines or Parquet,
+which are raw.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import io
 from collections.abc import Sequence
 
 from app.exports.rows import ExportRow, Provenance, Sink, json_text, top
+from app.spreadsheet import safe_cell
 
 COLUMNS = (
     "ordinal",
@@ -32,7 +31,6 @@ COLUMNS = (
     "weights_sha256",
     "preprocess_sha256",
 )
-_FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
 
 
 class CsvWriter:
@@ -83,8 +81,3 @@ class CsvWriter:
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator="\r\n").writerows(lines)
         self._sink.write(text.getvalue().encode())
-
-
-def safe_cell(text: str | None) -> str | None:
-    """The text as a cell that no spreadsheet takes for a formula."""
-    return f"'{text}" if text and text.startswith(_FORMULA_STARTS) else text

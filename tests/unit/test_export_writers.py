@@ -10,11 +10,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from app.exports.csv import COLUMNS, CsvWriter, safe_cell
+from app.exports.csv import COLUMNS, CsvWriter
 from app.exports.jsonl import JsonlWriter
 from app.exports.parquet import ROW_GROUP_ROWS, SCHEMA, ParquetWriter
 from app.exports.read import page_rows
 from app.exports.rows import ExportRow, Provenance
+from app.spreadsheet import safe_cell
 
 PROVENANCE = Provenance("pets@3", "mdv_1", "aa", "bb")
 CAT = ExportRow(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,12 +38,14 @@ def bootstrap_intervals(
     samples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    on_part: Callable[[], None] = lambda: None,
 ) -> Intervals:
     """Intervals of accuracy, precision, recall, F1 (macro) and top-k accuracy by percentiles.
 
     Images are drawn with replacement. All that these scores see of an image is its cell of the
     confusion, so how often each cell is drawn (a multinomial) is drawn at once, instead of
-    image by image. The same seed gives the same intervals.
+    image by image. The same seed gives the same intervals. ``on_part`` hears of each part of the
+    resamples that is about to be drawn.
     """
     random = np.random.default_rng(seed)
     images = confusion.images
@@ -50,6 +53,7 @@ def bootstrap_intervals(
     drawn: dict[str, list[Floats]] = {}
     size = max(1, _BLOCK_COUNTS // max(len(shares), confusion.classes))
     for start in range(0, samples, size):
+        on_part()
         counts: Ints = random.multinomial(images, shares, size=min(size, samples - start))
         for name, values in _scores_of(confusion, counts).items():
             drawn.setdefault(name, []).append(values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,10 @@ from worker.evaluation.confusion import Floats, Ints
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 #: Scores looked at together, so that no more than some tens of megabytes are in memory.
 _BLOCK_SCORES = 2**21
+#: Scores that a temperature is fitted on: one number needs no more.
+_FIT_SCORES = 2**23
+
+OnPart = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +53,18 @@ def softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> Floats:
 
 
 def weigh_logits(
-    logits: npt.NDArray[np.floating], targets: Ints, temperature: float = 1.0
+    logits: npt.NDArray[np.floating],
+    targets: Ints,
+    temperature: float = 1.0,
+    on_part: OnPart = lambda: None,
 ) -> Likelihood:
-    """Confidence, log loss and Brier score of each image; logits [n, classes] may lie on disk."""
+    """Confidence, log loss and Brier score of each image; logits [n, classes] may lie on disk.
+
+    ``on_part`` hears of each part that is about to be looked at.
+    """
     confidence, loss, brier = (np.empty(len(targets)) for _ in range(3))
-    for rows in _blocks(logits):
+    for rows in row_blocks(logits):
+        on_part()
         scaled = np.asarray(logits[rows], dtype=np.float64) / temperature
         scaled -= scaled.max(axis=1, keepdims=True)
         own = np.take_along_axis(scaled, targets[rows, None], axis=1)[:, 0]
@@ -99,18 +110,27 @@ def expected_calibration_error(bins: list[ReliabilityBin]) -> float:
     )
 
 
-def fit_temperature(logits: npt.NDArray[np.floating], targets: Ints) -> float:
+def fit_temperature(
+    logits: npt.NDArray[np.floating], targets: Ints, on_part: OnPart = lambda: None
+) -> float:
     """The temperature by which the logits [n, classes] are divided for the least log loss.
 
     Within :data:`MIN_TEMPERATURE` and :data:`MAX_TEMPERATURE`: where all answers are right, any
-    lower one would be better still. The loss has one minimum in it, found by Brent's method.
+    lower one would be better still. The loss has one minimum in it, found by Brent's method. Of
+    very many scores every n-th image is looked at.
     """
     from scipy.optimize import minimize_scalar
 
     if logits.shape[1] < 2:
         return 1.0
+    step = math.ceil(logits.size / _FIT_SCORES)
+    logits, targets = logits[::step], targets[::step]
+
+    def loss(power: float) -> float:
+        return float(weigh_logits(logits, targets, math.exp(power), on_part).loss.mean())
+
     found = minimize_scalar(
-        lambda power: float(weigh_logits(logits, targets, math.exp(power)).loss.mean()),
+        loss,
         bounds=(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)),
         method="bounded",
         options={"xatol": 1e-5},
@@ -118,7 +138,8 @@ def fit_temperature(logits: npt.NDArray[np.floating], targets: Ints) -> float:
     return math.exp(float(found.x))
 
 
-def _blocks(logits: npt.NDArray[np.floating]) -> Iterator[slice]:
+def row_blocks(logits: npt.NDArray[np.floating]) -> Iterator[slice]:
+    """Slices of rows that cover the logits, each of a bounded number of scores."""
     rows = max(1, _BLOCK_SCORES // max(1, logits.shape[1]))
     for start in range(0, len(logits), rows):
         yield slice(start, min(start + rows, len(logits)))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -128,18 +126,10 @@ def balanced_accuracy(ratios: Ratios) -> Floats:
     return _divide((ratios.recall * present).sum(axis=-1), present.sum(axis=-1))
 
 
-def most_confused(confusion: Confusion, classes: Sequence[str], limit: int) -> list[dict[str, Any]]:
-    """The pairs of classes that were taken for each other most often, as plain JSON values."""
+def most_confused(confusion: Confusion, limit: int) -> Ints:
+    """The cells of wrong answers with the most images, [limit] or fewer, the largest first."""
     wrong = np.flatnonzero(~confusion.is_hit)
-    first = wrong[np.argsort(-confusion.counts[wrong], kind="stable")][:limit]
-    return [
-        {
-            "true": classes[confusion.true[cell]],
-            "answered": classes[confusion.answered[cell]],
-            "images": int(confusion.counts[cell]),
-        }
-        for cell in first
-    ]
+    return wrong[np.argsort(-confusion.counts[wrong], kind="stable")][:limit]
 
 
 def _sum_by(index: Ints, values: Ints, size: int) -> Ints:
