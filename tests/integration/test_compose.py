@@ -61,6 +61,9 @@ class Local:
             "S3_SECRET_KEY": self.s3.secret_access_key,
             "DARKROOM_KEY_PEPPER": self.postgres.secrets.key_pepper,
             "DARKROOM_SEALING_KEYS": self.postgres.secrets.sealing_keys,
+            "DARKROOM_OLD_KEY_PEPPERS": "",
+            "DARKROOM_SEALED_ONLY": "off",
+            "DARKROOM_TRUSTED_PROXIES": "0",
             "DARKROOM_WEBHOOKS": "on",
             "DARKROOM_WEBHOOK_HOSTS": "",
             "DARKROOM_WEBHOOK_PRIVATE_NETWORKS": "",
@@ -260,8 +263,28 @@ def test_container_can_write_to_its_tmp_and_its_volumes_only(name: str) -> None:
     service = OURS[name]
     assert service["read_only"] is True
     assert service["tmpfs"] == ["/tmp"]
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_container_has_no_rights_of_root_but_those_to_step_down(name: str) -> None:
+    service = SERVICES[name]
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in service
+    to_step_down = {"CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"}
+    assert set(service.get("cap_add", ())) == (set() if name in OURS else to_step_down)
+
+
+def test_settings_that_keep_what_was_and_who_asks_can_be_set_in_the_file_of_the_host() -> None:
+    for name, service in OURS.items():
+        for variable in (
+            "DARKROOM_OLD_KEY_PEPPERS",
+            "DARKROOM_SEALED_ONLY",
+            "DARKROOM_TRUSTED_PROXIES",
+        ):
+            found = VARIABLE.fullmatch(service["environment"][variable])
+            assert found, f"{name}: {variable}"
+            assert found[1] == variable
 
 
 def test_workers_with_torch_have_shared_memory_for_pixels() -> None:
