@@ -290,6 +290,14 @@ class Settings(BaseSettings):
         60,
         description="Longest time within an epoch of fine-tuning without a checkpoint.",
     )
+    training_cache_bytes: int = Field(
+        4096 * MIB,
+        ge=0,
+        description=(
+            "Memory for the decoded pixels of a training's images, in bytes; splits that do not "
+            "fit are decoded again in each epoch."
+        ),
+    )
 
     # This process
     worker_name: str | None = Field(

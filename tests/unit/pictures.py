@@ -18,7 +18,7 @@ from worker.pipeline.values import ByteStream, ItemRef
 from worker.recognisers.cnn import SmallCnn
 from worker.recognisers.load import Recogniser
 from worker.recognisers.registry import default_preprocess
-from worker.training.data import ImageSet
+from worker.training.data import CachedImages
 
 #: Keeps an image of this size as it is, so that tests see the decoded pixels themselves.
 AS_IS = PreprocessSpec(16, 16, "stretch", "nearest")
@@ -43,14 +43,14 @@ def encode(image: Image.Image, name: str = "PNG", **options: Any) -> bytes:
     return file.getvalue()
 
 
-def stripes(count: int, seed: int = 0) -> ImageSet:
+def stripes(count: int, seed: int = 0) -> CachedImages:
     """Images of three classes: a bright stripe on top, in the middle, or at the bottom."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 120, (count, 32, 32, 3), generator=generator, dtype=torch.uint8)
     targets = torch.arange(count) % 3
     for row, target in zip(pixels, targets.tolist(), strict=True):
         row[4 + 10 * target : 8 + 10 * target] += 100
-    return ImageSet(pixels, targets, [])
+    return CachedImages(pixels, targets, [])
 
 
 class DictStore:

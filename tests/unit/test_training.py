@@ -8,24 +8,19 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from app.errors import InvalidInputError, TooLargeError
+from app.errors import InvalidInputError
 from app.training.recipe import TrainingRecipe
 from tests.unit.pictures import (
-    AS_IS,
     LIMITS,
     MAX_BYTES,
-    DictStore,
-    encode,
     one_torch_thread,
-    picture,
     small_spec,
     stripes,
-    whole_items,
 )
 from worker.pipeline.decode import DecodePool
 from worker.recognisers.preprocess import Normalise
 from worker.training.checkpoint import TrainingState
-from worker.training.data import ImageSet, TrainingStoppedError, load_images
+from worker.training.data import CachedImages, TrainingStoppedError
 from worker.training.fit import EpochReport, evaluate, fit
 from worker.training.seed import seeded
 
@@ -117,7 +112,7 @@ def test_loss_that_is_no_number_is_told() -> None:
 
 
 def test_empty_split_is_refused() -> None:
-    empty = ImageSet(torch.empty(0, 32, 32, 3, dtype=torch.uint8), torch.empty(0).long(), [])
+    empty = CachedImages(torch.empty(0, 32, 32, 3, dtype=torch.uint8), torch.empty(0).long(), [])
     with pytest.raises(InvalidInputError, match="test split"):
         fit(
             small_spec(),
@@ -141,59 +136,3 @@ def test_evaluation_is_the_plain_mean_over_all_images() -> None:
     assert found.loss == pytest.approx(float(cross_entropy(logits, images.targets)), rel=1e-5)
     assert torch.equal(found.predicted, logits.argmax(dim=1))
     assert found.accuracy == int((logits.argmax(dim=1) == images.targets).sum()) / 300
-
-
-def test_failed_images_are_left_out_with_their_targets(decoder: DecodePool) -> None:
-    store = DictStore({f"k{index}": encode(picture(index)) for index in range(6)})
-    store.objects["k1"] = b"junk"
-    items = whole_items(store)
-    del store.objects["k4"]
-    heard: list[int] = []
-    images = load_images(
-        items,
-        [10, 11, 12, 13, 14, 15],
-        store=store,
-        decoder=decoder,
-        preprocess=AS_IS,
-        should_stop=lambda: False,
-        on_progress=heard.append,
-    )
-    assert heard == [1, 2, 3, 4, 5, 6]
-    assert images.targets.tolist() == [10, 12, 13, 15]
-    assert images.pixels.shape == (4, 16, 16, 3)
-    assert images.pixels[3].numpy().tobytes() == picture(5).tobytes()
-    assert [(f.ordinal, f.error and f.error.code) for f in images.failed] == [
-        (1, "unsupported_format"),
-        (4, "object_missing"),
-    ]
-
-
-def test_split_that_does_not_fit_in_memory_is_refused_before_it_is_read(
-    decoder: DecodePool,
-) -> None:
-    store = DictStore({f"k{index}": encode(picture(index)) for index in range(3)})
-    with pytest.raises(TooLargeError, match="2304 bytes"):
-        load_images(
-            whole_items(store),
-            [0, 0, 0],
-            store=store,
-            decoder=decoder,
-            preprocess=AS_IS,
-            should_stop=lambda: False,
-            max_set_bytes=2303,
-        )
-    assert store.opened == []
-
-
-def test_reading_of_a_split_ends_when_training_is_told_to_stop(decoder: DecodePool) -> None:
-    store = DictStore({f"k{index}": encode(picture(index)) for index in range(200)})
-    with pytest.raises(TrainingStoppedError):
-        load_images(
-            whole_items(store),
-            [0] * 200,
-            store=store,
-            decoder=decoder,
-            preprocess=AS_IS,
-            should_stop=lambda: True,
-        )
-    assert len(store.opened) < 200

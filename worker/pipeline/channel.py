@@ -18,7 +18,7 @@ class Channel(Generic[T]):
     """At most ``depth`` values between one writer and one reader, in order.
 
     The writer ends it with :meth:`finish` or :meth:`fail`; the reader gives up with
-    :meth:`close`, which wakes a writer that waits for room.
+    :meth:`close`, which wakes a writer that waits for room, and a reader of another thread.
     """
 
     def __init__(self, depth: int) -> None:
@@ -54,7 +54,7 @@ class Channel(Generic[T]):
     def close(self) -> None:
         """Stop reading."""
         with self._changed:
-            self._closed = True
+            self._closed = self._finished = True
             self._values.clear()
             self._changed.notify_all()
 

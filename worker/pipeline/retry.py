@@ -10,6 +10,8 @@ from app.errors import DarkroomError
 
 #: Tries of one item.
 _ATTEMPTS = 4
+#: Most failures in a row before the store counts as away.
+_FAILED_IN_ROW = 32
 
 
 class RetryBudget:
@@ -42,7 +44,7 @@ class RetryBudget:
     @property
     def is_hopeless(self) -> bool:
         """Whether the store has failed so often in a row that asking on only takes time."""
-        return self._failed_in_row >= self._total
+        return self._failed_in_row >= min(self._total, _FAILED_IN_ROW)
 
     def answered(self) -> None:
         """Say that the store gave what it was asked for."""

@@ -29,6 +29,9 @@ from worker.pipeline.values import ItemRef, Store
 _RUN_ITEMS = 32
 _RUN_BYTES = 512 * 1024
 _RUN_PIXEL_BYTES = 32 * 1024 * 1024
+#: Failed reads that are tried again: so many, or one for so many items where those are more.
+_RETRIES = 32
+_ITEMS_PER_RETRY = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,12 @@ class DecodedStream:
 
     def _fetch(self) -> None:
         try:
-            budget = RetryBudget(halt=self._halt, on_end=self._on_fetched)
+            budget = RetryBudget(
+                # More for an epoch's images than for a chunk's.
+                total=max(_RETRIES, len(self._items) // _ITEMS_PER_RETRY),
+                halt=self._halt,
+                on_end=self._on_fetched,
+            )
             fetched = fetch_items(
                 self._items, store=self._store, max_bytes=self._decoder.max_bytes, budget=budget
             )

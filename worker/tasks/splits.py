@@ -13,7 +13,7 @@ from app.models.spec import ModelSpec
 from worker.heartbeat import HeldLease
 from worker.pipeline.values import ItemRef
 from worker.process import WorkerProcess
-from worker.training.data import ImageSet, load_images
+from worker.training.data import TrainingImages, load_images
 
 #: Time between two updates of the job's progress.
 _SHOWN_SECONDS = 1.0
@@ -26,8 +26,11 @@ def load_splits(
     splits: Sequence[Split],
     *,
     on_progress: Callable[[dict[str, Any]], None],
-) -> list[ImageSet]:
+) -> list[TrainingImages]:
     """All images of each split; those that cannot be read are left out and counted.
+
+    The first splits whose pixels fit into ``training_cache_bytes`` together stay in memory, the
+    others are read again in each epoch.
 
     ``on_progress`` gets the job's progress in images over all splits: at the beginning, and
     about each second.
@@ -35,12 +38,12 @@ def load_splits(
     Raises:
         TrainingStoppedError: the work must stop.
         InvalidInputError: ``split_unreadable``: no image of a split could be read.
-        TooLargeError: the pixels would take too much memory.
     """
     index = {name: position for position, name in enumerate(spec.classes)}
     listed = [_list_split(process, held, split, index) for split in splits]
     progress = _Progress(held, sum(len(refs) for refs, _ in listed), on_progress)
-    loaded = []
+    loaded: list[TrainingImages] = []
+    room = process.settings.training_cache_bytes
     for split, (refs, targets) in zip(splits, listed, strict=True):
         images = load_images(
             refs,
@@ -50,12 +53,15 @@ def load_splits(
             preprocess=spec.preprocess,
             should_stop=held.should_stop,
             on_progress=progress.one_more,
+            max_cache_bytes=room,
+            pin_memory=process.device.startswith("cuda"),
         )
         if not len(images):
             raise InvalidInputError(
                 f"none of the {len(refs)} images of the {split.value} split could be read",
                 code="split_unreadable",
             )
+        room -= images.cached_bytes
         loaded.append(images)
     return loaded
 

@@ -24,7 +24,7 @@ from torch.optim.optimizer import Optimizer
 from app.errors import DarkroomError
 from app.models.spec import ModelSpec
 from app.training.recipe import TrainingRecipe
-from worker.training.data import ImageSet
+from worker.training.data import TrainingImages
 
 #: Grows when the content of the file changes; a checkpoint of another format is refused.
 _FORMAT = 1
@@ -91,7 +91,7 @@ class TrainingState:
 def begin_state(
     spec: ModelSpec,
     recipe: TrainingRecipe,
-    train: ImageSet,
+    train: TrainingImages,
     *,
     module: nn.Module,
     optimizer: Optimizer,
@@ -113,7 +113,7 @@ def begin_state(
     )
 
 
-def run_digest(spec: ModelSpec, recipe: TrainingRecipe, train: ImageSet) -> str:
+def run_digest(spec: ModelSpec, recipe: TrainingRecipe, train: TrainingImages) -> str:
     """SHA-256 of what decides every step: the network, the recipe, the images and their targets.
 
     A frozen dataset's images never change, but one that could not be read is left out: the

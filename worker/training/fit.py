@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from app.training.recipe import TrainingRecipe
 from worker.recognisers.preprocess import Normalise
 from worker.recognisers.registry import build_module
 from worker.training.checkpoint import TrainingState, begin_state
-from worker.training.data import ImageSet
+from worker.training.data import TrainingImages
 from worker.training.seed import seeded
 
 _EVALUATION_BATCH = 256
@@ -56,8 +57,8 @@ def _nothing(_state: TrainingState) -> None:
 def fit(
     spec: ModelSpec,
     recipe: TrainingRecipe,
-    train: ImageSet,
-    test: ImageSet,
+    train: TrainingImages,
+    test: TrainingImages,
     *,
     device: str,
     on_epoch: Callable[[EpochReport, TrainingState], None],
@@ -125,7 +126,7 @@ def fit(
 def train_one_epoch(
     state: TrainingState,
     normalise: nn.Module,
-    images: ImageSet,
+    images: TrainingImages,
     schedule: LRScheduler,
     *,
     recipe: TrainingRecipe,
@@ -137,19 +138,20 @@ def train_one_epoch(
     # From the state that a checkpoint holds, so that a resumed epoch has the same order.
     state.order.set_state(state.drawn_from)
     order = torch.randperm(len(images), generator=state.order)
-    for indices in torch.split(order, recipe.train_batch_size)[state.batch :]:
-        before_batch(state)
-        targets = images.targets[indices].to(device)
-        logits = module(normalise(images.pixels[indices].to(device)))
-        loss = cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        schedule.step()
-        # Summed on the device: reading a number each step would make it wait.
-        state.loss_sum += loss.detach() * len(indices)
-        state.correct += (logits.detach().argmax(dim=1) == targets).sum()
-        state.batch += 1
+    with closing(images.batches(order, recipe.train_batch_size, state.batch)) as batches:
+        for pixels, shown in batches:
+            before_batch(state)
+            targets = shown.to(device, non_blocking=True)
+            logits = module(normalise(pixels.to(device, non_blocking=True)))
+            loss = cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            schedule.step()
+            # Summed on the device: reading a number each step would make it wait.
+            state.loss_sum += loss.detach() * len(targets)
+            state.correct += (logits.detach().argmax(dim=1) == targets).sum()
+            state.batch += 1
     mean_loss = float(state.loss_sum) / len(images)
     if not math.isfinite(mean_loss):
         raise InvalidInputError(
@@ -163,7 +165,7 @@ def train_one_epoch(
 def evaluate(
     module: nn.Module,
     normalise: nn.Module,
-    images: ImageSet,
+    images: TrainingImages,
     *,
     device: str,
     on_answered: Callable[[int], None] = lambda _: None,
@@ -175,15 +177,12 @@ def evaluate(
     module.eval()
     total_loss = torch.zeros((), device=device)
     predicted: list[Tensor] = []
-    for pixels, targets in zip(
-        torch.split(images.pixels, _EVALUATION_BATCH),
-        torch.split(images.targets, _EVALUATION_BATCH),
-        strict=True,
-    ):
-        logits = module(normalise(pixels.to(device)))
-        total_loss += cross_entropy(logits, targets.to(device), reduction="sum")
-        predicted.append(logits.argmax(dim=1).cpu())
-        on_answered(len(targets))
+    with closing(images.batches(torch.arange(len(images)), _EVALUATION_BATCH)) as batches:
+        for pixels, targets in batches:
+            logits = module(normalise(pixels.to(device, non_blocking=True)))
+            total_loss += cross_entropy(logits, targets.to(device), reduction="sum")
+            predicted.append(logits.argmax(dim=1).cpu())
+            on_answered(len(targets))
     answers = torch.cat(predicted)
     correct = int((answers == images.targets).sum())
     return Evaluation(float(total_loss) / len(images), correct / len(images), answers)
@@ -207,7 +206,7 @@ def _factor(recipe: TrainingRecipe, state: TrainingState, step: int) -> float:
     return (1 + math.cos(math.pi * step / (state.epochs * state.batches_per_epoch))) / 2
 
 
-def _require_images(spec: ModelSpec, train: ImageSet, test: ImageSet) -> None:
+def _require_images(spec: ModelSpec, train: TrainingImages, test: TrainingImages) -> None:
     for name, images in (("train", train), ("test", test)):
         if len(images) == 0:
             raise InvalidInputError(f"the {name} split has no image", code="split_empty")
