@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,26 @@ OPEN = {
 #: Path parameters that are no ids of rows, but words within what stands before them.
 WORDS = {"number", "alias", "tenant"}
 
+#: Texts in bodies and queries that name no row of the tables, by their paths. Whatever else a
+#: client may write freely is taken for an id or a name, and the matrix must attack it.
+PLAIN = {
+    # Where images lie; tests/security/test_object_keys.py attacks these.
+    *("input.bucket", "input.prefix", "input.include", "input.exclude"),
+    *("input.manifest", "input.items.key"),
+    # Notes, and what becomes of files.
+    *("input.items.custom_id", "input.items.label", "input.items.metadata", "metadata"),
+    *("filename", "parts.etag"),
+    # Names for what is made, or that point to it.
+    *("alias", "options.alias"),
+    # Words that the code knows, or that are compared with nothing.
+    *("action", "arch", "options.arch", "classes", "options.classes"),
+    # An address and a token; tests/security/test_webhook_guard.py and test_links.py attack these.
+    *("url", "token"),
+}
+
+#: Names that only this operation may be given freely: for what it makes, and of a job's metric.
+NEW_NAMES = {("create_key", "name"), ("freeze_dataset", "name"), ("list_metrics", "name")}
+
 #: Names are a tenant's own: this route makes what it does not find.
 MAKES = {"import_version"}
 
@@ -74,6 +94,11 @@ class Route:
     parameters: tuple[str, ...] = ()
     media_type: str | None = None
     queries: frozenset[str] = field(default_factory=frozenset)
+    #: Paths such as ``input.upload`` of the texts in its body, and names of those in its query,
+    #: that a client writes freely; and which of them may name a row.
+    texts: frozenset[str] = frozenset()
+    naming_bodies: frozenset[str] = frozenset()
+    naming_queries: frozenset[str] = frozenset()
 
     def call(self, api: Callable[..., Any], ids: Mapping[str, Any], **more: Any) -> Any:
         """The answer to a call with these ids and a body that is well formed."""
@@ -98,17 +123,47 @@ def fill(value: Any, ids: Mapping[str, Any]) -> Any:
     return [fill(inner, ids) for inner in value] if isinstance(value, list) else value
 
 
+def free_texts(schema: dict[str, Any], schemas: dict[str, Any], path: str = "") -> Iterator[str]:
+    """The paths within a schema where any text of some form may stand; of a list's, the list's."""
+    if "$ref" in schema:
+        schema = schemas[schema["$ref"].rpartition("/")[2]]
+    for kind in ("anyOf", "oneOf", "allOf"):
+        for one in schema.get(kind, ()):
+            yield from free_texts(one, schemas, path)
+    for name, inner in schema.get("properties", {}).items():
+        yield from free_texts(inner, schemas, f"{path}.{name}" if path else name)
+    for kind in ("items", "additionalProperties"):
+        if isinstance(schema.get(kind), dict):
+            yield from free_texts(schema[kind], schemas, path)
+    for inner in schema.get("patternProperties", {}).values():
+        yield from free_texts(inner, schemas, path)
+    if schema.get("type") == "string" and not {"enum", "const", "format"} & schema.keys():
+        yield path
+
+
+def _naming(operation: str, paths: Iterable[str]) -> frozenset[str]:
+    """Those of the paths that may name a row."""
+    return frozenset(
+        path for path in paths if path not in PLAIN and (operation, path) not in NEW_NAMES
+    )
+
+
 def routes() -> Iterator[Route]:
     """Every operation of the OpenAPI document."""
     found = offline_document()
-    shared = found["components"]["parameters"]
+    shared, schemas = found["components"]["parameters"], found["components"]["schemas"]
     for path, operations in found["paths"].items():
         for method, operation in operations.items():
             listed = [
                 shared[one["$ref"].rpartition("/")[2]] if "$ref" in one else one
                 for one in operation.get("parameters", ())
             ]
-            media_types = list(operation.get("requestBody", {}).get("content", {}))
+            content = operation.get("requestBody", {}).get("content", {})
+            media_types = list(content)
+            body = content.get("application/json", {}).get("schema", {})
+            queries = {one["name"]: one["schema"] for one in listed if one["in"] == "query"}
+            written = set(free_texts(body, schemas))
+            asked = {path for name in queries for path in free_texts(queries[name], schemas, name)}
             scopes = operation.get("security", [{"key": []}])[0]["key"]
             yield Route(
                 operation["operationId"],
@@ -117,5 +172,8 @@ def routes() -> Iterator[Route]:
                 scopes[0] if scopes else None,
                 tuple(one["name"] for one in listed if one["in"] == "path"),
                 media_types[0] if media_types else None,
-                frozenset(one["name"] for one in listed if one["in"] == "query"),
+                frozenset(queries),
+                frozenset({*written, *asked}),
+                _naming(operation["operationId"], written),
+                _naming(operation["operationId"], asked),
             )

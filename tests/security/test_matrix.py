@@ -10,6 +10,7 @@ import json
 import re
 from datetime import timedelta
 from itertools import product
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -17,7 +18,19 @@ from sqlalchemy import text
 from app.ids import new_id
 from app.tenants.scopes import Scope
 from tests.api_client import Api, import_body, make_app, make_key
-from tests.security.calls import BODIES, JOBS, MAKES, OPEN, WORDS, Route, fill, routes
+from tests.factories import name_of_tenant
+from tests.security.calls import (
+    BODIES,
+    JOBS,
+    MAKES,
+    NEW_NAMES,
+    OPEN,
+    PLAIN,
+    WORDS,
+    Route,
+    fill,
+    routes,
+)
 from tests.security.work import recorded_work
 from tests.world import World, build_world
 
@@ -203,6 +216,77 @@ NAMING = {
         {**BODIES["freeze_dataset"], "input": {"upload": "{upload_id}"}},
     ),
 }
+
+
+#: Parameters of queries that may name a row, and which ids of a world they may be. A page's
+#: ``after`` is a place in the order and has a test of its own.
+ASKED_FOR = {
+    "owner": ("own_name", "tenant"),
+    "actor": ("own_key_id",),
+    "target": ("job_id",),
+}
+ASKING = [
+    (route, parameter, word)
+    for route in GUARDED
+    for parameter in sorted(route.naming_queries - {"after"})
+    # One that nobody thought of fails the test below.
+    for word in ASKED_FOR.get(parameter, ())
+]
+
+
+def placeholders(body: Any, path: str = "") -> set[str]:
+    """The paths in a body at which an id is filled in."""
+    if isinstance(body, dict):
+        inner = [
+            placeholders(value, f"{path}.{name}" if path else name) for name, value in body.items()
+        ]
+        return set().union(*inner)
+    return {path} if isinstance(body, str) and body.startswith("{") else set()
+
+
+def test_every_text_of_a_body_or_query_that_may_name_a_row_is_attacked():
+    attacked = {(name, path) for name, body in NAMING.values() for path in placeholders(body)}
+    for route in ROUTES:
+        teach = f"{route.name}: name what it may be in tests/security, or that it names no row"
+        assert {(route.name, path) for path in route.naming_bodies} <= attacked, teach
+        assert route.naming_queries <= {*ASKED_FOR, "after"}, teach
+    # And the list of what names none is no longer than what there is.
+    there = {path for route in ROUTES for path in route.texts}
+    assert there >= PLAIN
+    assert {(route.name, path) for route in ROUTES for path in route.texts} >= NEW_NAMES
+    assert len(ASKING) >= 6
+
+
+@pytest.mark.parametrize(
+    ("route", "parameter", "word"),
+    ASKING,
+    ids=[f"{each.name}-{parameter}-{word}" for each, parameter, word in ASKING],
+)
+def test_query_that_names_a_row_of_another_tenant_is_as_if_it_named_none(
+    app, database, world, other, route: Route, parameter, word
+):
+    theirs = {
+        **other.ids,
+        "own_name": name_of_tenant(database, other.tenant_id),
+        "own_key_id": f"key_{other.api.key.split('_')[1]}",
+    }[word]
+    nobodys = absent("name" if "_id" not in word else word, str(theirs))
+    # Theirs in the path too, where that is a name: this is how a shared model is asked for.
+    path = {**world.ids, "name": other.ids["name"]}
+    with recorded_work(app) as work:
+        refused = route.call(world.api, path, query_string={parameter: theirs})
+    with recorded_work(app) as work_of_missing:
+        unknown = route.call(world.api, path, query_string={parameter: nobodys})
+    assert refused.status_code == (404 if parameter == "owner" else 200), refused.text
+    assert same(refused, theirs) == same(unknown, nobodys)
+    assert work == work_of_missing
+    assert work, "nothing was asked, so nothing was proved"
+    assert other.tenant_id not in refused.text
+    if refused.status_code == 200:
+        # Its tenant finds by it what this one does not.
+        found = route.call(other.api, other.ids, query_string={parameter: theirs})
+        assert other.ids["job_id"] in found.text
+        assert len(found.text) > len(refused.text) + 100
 
 
 @pytest.mark.parametrize("case", NAMING)
