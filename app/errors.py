@@ -117,8 +117,8 @@ class ItemError(DarkroomError):
 
     Codes: ``object_missing``, ``empty``, ``undecodable``, ``truncated``,
     ``unsupported_format``, ``too_large``, ``decode_timeout``, ``not_finite``, ``fetch_failed``,
-    ``worker_killed``, ``internal_error``; from an archive also ``member_damaged`` and those of
-    :class:`app.uploads.names.Refusal`.
+    ``worker_killed``, ``location_not_allowed``, ``internal_error``; from an archive also
+    ``member_damaged`` and those of :class:`app.uploads.names.Refusal`.
     """
 
     code = "undecodable"

@@ -23,7 +23,8 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.addresses import ADMIN_SCHEMES, DATABASE_SCHEMES, REDIS_SCHEMES, check_address
-from app.errors import SettingsError
+from app.errors import InvalidInputError, SettingsError
+from app.locations import NOWHERE, Locations, parse_locations
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -152,6 +153,15 @@ class Settings(BaseSettings):
     max_training_minutes: Positive = Field(
         200_000,
         description="Minutes that workers may fine-tune for a tenant within 30 days.",
+    )
+
+    input_locations: str = Field(
+        "*",
+        description=(
+            "From where jobs may read, of a tenant without locations of its own: "
+            "`s3://bucket/prefix/`, with commas; `*` is every bucket that the service's S3 access "
+            "key reaches, `none` is none, so that images come by upload alone."
+        ),
     )
 
     # Rates, counted in Redis
@@ -360,6 +370,15 @@ class Settings(BaseSettings):
                 raise ValueError(f"{word} is every address there is; name the networks themselves")
         return value
 
+    @field_validator("input_locations")
+    @classmethod
+    def _check_input_locations(cls, value: str) -> str:
+        try:
+            _read_locations(value)
+        except InvalidInputError as error:
+            raise ValueError(error.detail) from None
+        return value
+
     @model_validator(mode="after")
     def _check_heartbeat(self) -> Self:
         if self.heartbeat_seconds >= self.lease_seconds:
@@ -380,6 +399,11 @@ class Settings(BaseSettings):
         return _split(self.webhook_private_networks)
 
     @property
+    def default_locations(self) -> Locations:
+        """From where the jobs of a tenant may read that has no locations of its own."""
+        return _read_locations(self.input_locations)
+
+    @property
     def system_url(self) -> str:
         """The system role's database URL; raises where this process was not given one."""
         if self.system_database_url is None:
@@ -398,6 +422,14 @@ class Settings(BaseSettings):
 def _split(value: str) -> list[str]:
     """The words of a comma list."""
     return [word.strip() for word in value.split(",") if word.strip()]
+
+
+def _read_locations(value: str) -> Locations:
+    words = _split(value)
+    if not words:
+        # Whoever left it empty by mistake would open, or close, more than they know.
+        raise InvalidInputError("name locations, `*` for any, or `none`")
+    return parse_locations([] if words == [NOWHERE] else words)
 
 
 def _variable(where: str) -> str:

@@ -17,7 +17,7 @@ from app.models.promote import move_alias
 from app.models.register import announce_version, complete_version
 from app.models.spec import ModelSpec, PreprocessSpec
 from app.models.tables import ModelVersion
-from app.storage.keys import plain_weights
+from app.storage.keys import plain_weights, shard
 from app.storage.s3 import ObjectStore
 from app.tenants.keys import create_tenant
 from app.tenants.tables import Tenant
@@ -159,7 +159,7 @@ def add_upload(
             upload_id=upload.id,
             number=number,
             tenant_id=tenant_id,
-            object_key=f"{upload.id}/{number}",
+            object_key=shard(tenant_id, upload.id, number),
             size_bytes=1024 * len(entries),
             sha256="0" * 64,
             entries=[entry.as_row() for entry in entries],

@@ -14,6 +14,7 @@ from app.jobs.plan import plan_job
 from app.jobs.states import ChunkTask
 from app.jobs.submit import submit_predict
 from app.jobs.tables import Chunk, Job
+from app.locations import ANYWHERE
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
 from tests.factories import add_upload, add_version, entry
@@ -34,6 +35,7 @@ def submit(db: Database, tenant_id: str, source: dict[str, Any]) -> str:
             model=version.id,
             options={},
             own_bucket="darkroom",
+            locations=ANYWHERE,
         ).id
 
 

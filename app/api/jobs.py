@@ -11,7 +11,7 @@ from flask import Response, request
 from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
-from app.api.audit import describe
+from app.api.audit import describe, record_denial
 from app.api.auth import require_scope
 from app.api.idempotency import once
 from app.api.parts import parts, principal
@@ -32,6 +32,7 @@ from app.api.schemas.jobs import (
 from app.api.schemas.limits import limits_of
 from app.api.views import retry_after_seconds, show_job, show_jobs, show_polled_job
 from app.audit.actions import Action
+from app.errors import ForbiddenError
 from app.jobs.poll import glance_at_job, poll_job
 from app.jobs.progress import list_jobs as page_jobs
 from app.jobs.states import TERMINAL_JOB_STATES, JobKind, JobState
@@ -68,7 +69,12 @@ def submit_job(body: SubmitJob) -> Response:
     """
     asked = body.root
     require_scope(SCOPE_OF_KIND[JobKind(asked.kind)])
-    return once(lambda session: accepted(session, _submit(session, asked)), Retry_After="1")
+    try:
+        return once(lambda session: accepted(session, _submit(session, asked)), Retry_After="1")
+    except ForbiddenError as error:
+        # After its transaction: one who looks where it may not is worth knowing of.
+        record_denial(principal().tenant_id, principal().key_id, error.code)
+        raise
 
 
 def accepted(session: Session, job: Job) -> Reply:
@@ -89,6 +95,7 @@ def _submit(session: Session, asked: PredictJob | FinetuneJob | ImportJob | Expo
                 model=asked.model,
                 options=asked.options.model_dump(),
                 own_bucket=parts().settings.bucket,
+                locations=parts().settings.default_locations,
                 priority=asked.priority,
                 limits=limits_of(asked.deadline, asked.max_failed),
                 metadata=asked.metadata,

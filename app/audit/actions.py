@@ -10,6 +10,7 @@ class Action(enum.StrEnum):
 
     TENANT_CREATED = "tenant.created"
     QUOTA_CHANGED = "quota.changed"
+    LOCATIONS_CHANGED = "tenant.locations_changed"
     KEY_CREATED = "key.created"
     KEY_ROTATED = "key.rotated"
     KEY_REVOKED = "key.revoked"

@@ -17,6 +17,7 @@ from app.cli.events import events
 from app.cli.exits import EXIT_CODES
 from app.cli.finetune import finetune
 from app.cli.jobs import export, list_jobs, results, show_job, watch
+from app.cli.locations import show_locations
 from app.cli.migrate import migrate
 from app.cli.settings import settings
 from app.cli.submit import submit
@@ -110,6 +111,7 @@ app.add_typer(models.app, name="models", rich_help_panel=_MODELS)
 app.command(rich_help_panel=_MODELS)(finetune)
 app.add_typer(keys.app, name="keys", rich_help_panel=_SERVICE)
 app.add_typer(webhooks.app, name="webhooks", rich_help_panel=_SERVICE)
+tenants.app.command("locations")(show_locations)
 app.add_typer(tenants.app, name="tenants", rich_help_panel=_SERVICE)
 app.add_typer(sealing.app, name="sealing", rich_help_panel=_SERVICE)
 app.add_typer(audit.app, name="audit", rich_help_panel=_SERVICE)

@@ -16,6 +16,7 @@ from app.cli.checks import Check
 from app.cli.security_parts import (
     check_database,
     check_keys,
+    check_locations,
     check_redis,
     check_tables,
     check_weights,
@@ -62,6 +63,7 @@ def check_security(settings: Settings, data_dir: Path | None = None) -> Iterator
         ("decoding", _check_walls),
         ("webhooks", lambda: _check_webhooks(settings)),
         ("keys", lambda: check_keys(settings)),
+        ("locations", lambda: check_locations(settings)),
     ]
     for name, look in looks:
         weak = 0

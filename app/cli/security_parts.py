@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from app.settings import Settings
 
 _DAYS_UNUSED = 90
+#: So many tenants are named.
+_NAMED = 5
 _TLS_MODES = ("verify-ca", "verify-full")
 
 
@@ -219,6 +221,57 @@ def check_keys(settings: Settings) -> Iterator[Check]:
             f"{found.unused} keys were not used for {_DAYS_UNUSED} days",
             "`darkroom keys list` shows them, `darkroom keys revoke` ends them",
         )
+
+
+def check_locations(settings: Settings) -> Iterator[Check]:
+    """Tenants that may read the buckets of others; one alone has no others."""
+    from sqlalchemy import select
+
+    from app.db.session import Database
+    from app.locations import bucket_fault
+    from app.tenants.tables import Tenant
+
+    fault = bucket_fault(settings.bucket)
+    if fault:
+        yield Check(
+            "locations",
+            "warn",
+            f"DARKROOM_BUCKET: {fault}: jobs could read our own objects by the bucket's other name",
+            "set DARKROOM_BUCKET to the bucket itself",
+        )
+    db = Database(settings.database_url.get_secret_value(), settings.system_url, pool_size=1)
+    try:
+        with db.system() as session:
+            tenants = session.execute(
+                select(Tenant.name, Tenant.input_locations).order_by(Tenant.id)
+            ).all()
+    finally:
+        db.close()
+    anywhere = who_reads_others({row.name: row.input_locations for row in tenants}, settings)
+    if anywhere:
+        more = f" and {len(anywhere) - _NAMED} more" if len(anywhere) > _NAMED else ""
+        yield Check(
+            "locations",
+            "warn",
+            f"of {len(tenants)} tenants {', '.join(anywhere[:_NAMED])}{more} may read every bucket "
+            "that the service's S3 access key reaches, those of others too",
+            "`darkroom tenants locations NAME --allow s3://bucket/prefix/` for each, or "
+            "DARKROOM_INPUT_LOCATIONS for all; and give the access key no more than they need",
+        )
+
+
+def who_reads_others(tenants: Mapping[str, list[str] | None], settings: Settings) -> list[str]:
+    """Names of tenants, with their own locations where they have some, that may read anywhere."""
+    from app.locations import Locations
+
+    if len(tenants) < 2:
+        return []
+    default = settings.default_locations
+    return [
+        name
+        for name, own in tenants.items()
+        if (default if own is None else Locations(tuple(own))).is_anywhere
+    ]
 
 
 def _is_safe_way(database_url: str) -> bool:

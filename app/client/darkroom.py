@@ -76,7 +76,12 @@ class Darkroom:
 
     def quotas(self) -> dict[str, dict[str, int]]:
         """Each quota of the tenant by its name: ``{"limit": …, "used": …}``."""
-        found: dict[str, dict[str, int]] = self.transport.call("GET", "/v1/quotas").json()
+        found: dict[str, Any] = self.transport.call("GET", "/v1/quotas").json()
+        return {name: quota for name, quota in found.items() if isinstance(quota, dict)}
+
+    def input_locations(self) -> list[str]:
+        """The `s3://bucket/prefix/` below which jobs may read; `*` is anywhere, none nowhere."""
+        found: list[str] = self.transport.call("GET", "/v1/quotas").json()["input_locations"]
         return found
 
     def counters(self) -> dict[str, float]:

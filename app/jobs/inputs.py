@@ -13,18 +13,16 @@ from app.datasets.resolve import iter_samples
 from app.datasets.tables import Split
 from app.db.session import Database
 from app.errors import ObjectMissingError
+from app.jobs.buckets import Buckets
 from app.jobs.claim import Lease
 from app.jobs.items import JobItem
 from app.jobs.manifest import read_manifest
 from app.jobs.progress import get_job
 from app.jobs.retried import count_retried, read_retried
-from app.storage.keys import parse_location
+from app.locations import Locations, parse_location
 from app.storage.s3 import ObjectStore
 from app.uploads.pack import ShardEntry
 from app.uploads.tables import Shard
-
-#: Different buckets that one manifest or list may name; each is asked for.
-_MAX_BUCKETS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +62,22 @@ def read_input(
     own_bucket: str,
     lease: Lease,
     on_look: Callable[[], None] = lambda: None,
+    *,
+    locations: Locations,
 ) -> Iterator[Entry]:
     """All items of the job's input, or only those after the lease's cursor.
 
-    ``on_look`` hears of every object of a prefix, which may hold many that are not wanted.
+    ``locations`` are the tenant's now: what was allowed when the job was submitted may not be
+    any more. ``on_look`` hears of every object of a prefix, which may hold many that are not
+    wanted.
 
     Raises:
+        ForbiddenError: ``location_not_allowed``, of a prefix or of a manifest itself.
         StorageError: the object store failed; trying again may help.
     """
     position = (lease.cursor or {}).get("position") or {}
     source = lease.input
+    buckets = Buckets(store, own_bucket, locations)
     if "upload" in source:
         yield from _read_upload(db, lease, own_bucket, position)
     elif "retry_of" in source:
@@ -81,11 +85,11 @@ def read_input(
     elif "dataset" in source:
         yield from _read_dataset(db, lease, own_bucket, position)
     elif "prefix" in source:
-        yield from _read_prefix(store, source, own_bucket, position, on_look)
+        yield from _read_prefix(store, source, buckets, position, on_look)
     elif "manifest" in source:
-        yield from _read_manifest(store, source, own_bucket, position)
+        yield from _read_manifest(store, source, buckets, position)
     else:
-        yield from _read_inline(store, source, own_bucket, position)
+        yield from _read_inline(source, buckets, position)
 
 
 def _read_upload(
@@ -186,14 +190,15 @@ def _read_dataset(
 def _read_prefix(
     store: ObjectStore,
     source: dict[str, Any],
-    own_bucket: str,
+    buckets: Buckets,
     position: dict[str, Any],
     on_look: Callable[[], None],
 ) -> Iterator[Entry]:
     location = parse_location(source["prefix"])
     # Refused when the job was submitted, too; but here it would list every tenant's objects.
-    if location.bucket == own_bucket:
-        yield Fault(None, _belongs_to_us(own_bucket))
+    fault = buckets.root_fault("prefix", location)
+    if fault:
+        yield Fault(None, fault)
         return
     include, exclude = source["include"], source["exclude"]
     try:
@@ -221,13 +226,13 @@ def _wanted(relative: str, include: list[str], exclude: list[str]) -> bool:
 
 
 def _read_manifest(
-    store: ObjectStore, source: dict[str, Any], own_bucket: str, position: dict[str, Any]
+    store: ObjectStore, source: dict[str, Any], buckets: Buckets, position: dict[str, Any]
 ) -> Iterator[Entry]:
     location = parse_location(source["manifest"], require_key=True)
-    if location.bucket == own_bucket:
-        yield Fault(None, _belongs_to_us(own_bucket))
+    fault = buckets.root_fault("manifest", location)
+    if fault:
+        yield Fault(None, fault)
         return
-    buckets = _Buckets(store, own_bucket)
     start_after = position.get("line", 0)
     try:
         for entry in read_manifest(store, location, default_bucket=source["bucket"]):
@@ -236,7 +241,7 @@ def _read_manifest(
             if entry.item is None:
                 yield Fault(entry.line, entry.fault or "not readable")
                 continue
-            fault = buckets.fault(entry.item.bucket)
+            fault = buckets.item_fault(entry.item.bucket, entry.item.key)
             if fault:
                 yield Fault(entry.line, fault)
             else:
@@ -246,14 +251,13 @@ def _read_manifest(
 
 
 def _read_inline(
-    store: ObjectStore, source: dict[str, Any], own_bucket: str, position: dict[str, Any]
+    source: dict[str, Any], buckets: Buckets, position: dict[str, Any]
 ) -> Iterator[Entry]:
-    buckets = _Buckets(store, own_bucket)
     for index, body in enumerate(source["items"]):
         if index < position.get("index", 0):
             continue
         location = parse_location(body["key"], require_key=True)
-        fault = buckets.fault(location.bucket)
+        fault = buckets.item_fault(location.bucket, location.key)
         if fault:
             yield Fault(index, fault)
             continue
@@ -270,28 +274,3 @@ def _read_inline(
 def _whole_object(bucket: str, key: str) -> JobItem:
     where = f"s3://{bucket}/{key}"
     return JobItem(custom_id=where, source=where, bucket=bucket, key=key)
-
-
-def _belongs_to_us(bucket: str) -> str:
-    return f"the bucket {bucket} belongs to the service"
-
-
-class _Buckets:
-    """Asks the store once per bucket whether it is there, and of a hundred at most."""
-
-    def __init__(self, store: ObjectStore, own_bucket: str) -> None:
-        self._store = store
-        self._own_bucket = own_bucket
-        self._faults: dict[str, str | None] = {}
-
-    def fault(self, bucket: str) -> str | None:
-        if bucket not in self._faults:
-            if bucket == self._own_bucket:
-                self._faults[bucket] = _belongs_to_us(bucket)
-            elif len(self._faults) > _MAX_BUCKETS:
-                return f"one input names at most {_MAX_BUCKETS} buckets, and {bucket} is one more"
-            elif self._store.bucket_exists(bucket):
-                self._faults[bucket] = None
-            else:
-                self._faults[bucket] = f"there is no bucket {bucket}"
-        return self._faults[bucket]

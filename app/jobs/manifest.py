@@ -11,7 +11,7 @@ from typing import Any
 
 from app.errors import InvalidInputError
 from app.jobs.items import JobItem
-from app.storage.keys import Location, parse_location
+from app.locations import Location, parse_location
 from app.storage.s3 import ObjectStore
 from app.storage.streams import ObjectStream
 from app.uploads.csv_rows import CsvRows

@@ -29,6 +29,7 @@ from app.jobs.tables import Chunk, Job
 from app.queues.names import QUEUE_OF_TASK
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
+from app.tenants.locations import locations_of
 
 #: Chunk size: what one worker does in this time at the measured rate of the model version,
 CHUNK_SECONDS = 10
@@ -63,12 +64,14 @@ def plan_job(
 
     Raises:
         FencedError: another worker plans this job now.
+        ForbiddenError: ``location_not_allowed``: nothing of the input may be read.
         StorageError: the input could not be read; a later attempt goes on from here.
     """
     quota = ItemQuota(db, lease, settings)
     stint = Stint(db, lease, settings.io_turn_seconds)
     with db.tenant(lease.tenant_id) as session:
         size = _full_chunk(session, lease, settings)
+        locations = locations_of(session, lease.tenant_id, settings.default_locations)
     part = _Part(lease, size, settings.chunk_items or MIN_CHUNK_ITEMS)
     if quota.must_wait(part.planned):
         return True
@@ -76,7 +79,8 @@ def plan_job(
         seen = _Seen(_planned_custom_ids(session, lease))
     stint.begin_work()
     faults = _Faults()
-    for number, entry in enumerate(read_input(db, store, settings.bucket, lease, on_look)):
+    entries = read_input(db, store, settings.bucket, lease, on_look, locations=locations)
+    for number, entry in enumerate(entries):
         if number % _LOOK_ENTRIES == 0:
             if should_stop():
                 return False

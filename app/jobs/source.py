@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 from app.datasets.resolve import resolve_dataset
 from app.datasets.tables import Split
 from app.errors import ConflictError, InvalidInputError, NotFoundError
-from app.storage.keys import parse_location
+from app.locations import Location, Locations, parse_location
+from app.tenants.locations import locations_of, not_allowed
 from app.uploads.tables import Upload, UploadKind, UploadState
 
 MAX_INLINE_ITEMS = 1000
@@ -20,17 +21,24 @@ _KINDS = ("upload", "prefix", "manifest", "items", "dataset")
 
 
 def check_source(
-    session: Session, tenant_id: str, source: Mapping[str, Any], *, own_bucket: str
+    session: Session,
+    tenant_id: str,
+    source: Mapping[str, Any],
+    *,
+    own_bucket: str,
+    locations: Locations,
 ) -> tuple[dict[str, Any], str | None]:
     """The input as the job keeps it, and the dataset version it names, if any.
 
     Everything that can be told without reading the input is told here, before 202; the plan
-    reads the rest. ``own_bucket`` holds the objects of all tenants and is never an input.
+    reads the rest. ``own_bucket`` holds the objects of all tenants and is never an input;
+    ``locations`` are those of a tenant that has none of its own.
 
     Raises:
         InvalidInputError: not exactly one kind of input, or a wrong location.
         NotFoundError: no such upload or dataset.
         ConflictError: the upload cannot be used.
+        ForbiddenError: ``location_not_allowed``.
     """
     named = [kind for kind in _KINDS if source.get(kind) is not None]
     if len(named) != 1:
@@ -49,12 +57,16 @@ def check_source(
             "split": Split(split).value if split is not None else None,
         }, version.id
     if kind == "items":
-        return _check_items(source["items"], own_bucket), None
-    bucket = parse_location(str(source[kind]), require_key=kind == "manifest").bucket
-    refuse_own_bucket(bucket, own_bucket)
+        named_by_items = _check_items(source["items"], own_bucket)
+        _require_allowed(session, tenant_id, named_by_items, locations)
+        return {"items": [dict(item) for item in source["items"]]}, None
+    location = parse_location(str(source[kind]), require_key=kind == "manifest")
+    default = source.get("bucket") or location.bucket
+    for bucket in (location.bucket, default):
+        refuse_own_bucket(bucket, own_bucket)
+    # What the lines of a manifest name is looked at when each of them is read.
+    _require_allowed(session, tenant_id, {f"/input/{kind}": location}, locations)
     if kind == "manifest":
-        default = source.get("bucket") or bucket
-        refuse_own_bucket(default, own_bucket)
         return {"manifest": str(source["manifest"]), "bucket": default}, None
     return {
         "prefix": str(source["prefix"]),
@@ -86,6 +98,19 @@ def refuse_own_bucket(bucket: str, own_bucket: str) -> None:
         )
 
 
+def _require_allowed(
+    session: Session, tenant_id: str, named: Mapping[str, Location], default: Locations
+) -> None:
+    allowed = locations_of(session, tenant_id, default)
+    refused = [
+        (pointer, location)
+        for pointer, location in named.items()
+        if not allowed.allows(location.bucket, location.key)
+    ]
+    if refused:
+        raise not_allowed(refused, allowed)
+
+
 def _check_upload(session: Session, tenant_id: str, upload_id: str) -> dict[str, Any]:
     upload = session.scalar(
         select(Upload).where(Upload.id == upload_id, Upload.tenant_id == tenant_id)
@@ -107,19 +132,22 @@ def _check_upload(session: Session, tenant_id: str, upload_id: str) -> dict[str,
     return {"upload": upload_id}
 
 
-def _check_items(items: Any, own_bucket: str) -> dict[str, Any]:
+def _check_items(items: Any, own_bucket: str) -> dict[str, Location]:
+    """The location of each item by the pointer to it."""
     if not items or len(items) > MAX_INLINE_ITEMS:
         raise InvalidInputError(
             f"items must be 1 to {MAX_INLINE_ITEMS}; use a manifest for more", code="items_count"
         )
     faults = []
+    named: dict[str, Location] = {}
     seen: dict[str, int] = {}
     for index, item in enumerate(items):
+        pointer = f"/input/items/{index}/key"
         try:
-            bucket = parse_location(str(item["key"]), require_key=True).bucket
-            refuse_own_bucket(bucket, own_bucket)
+            named[pointer] = parse_location(str(item["key"]), require_key=True)
+            refuse_own_bucket(named[pointer].bucket, own_bucket)
         except InvalidInputError as error:
-            faults.append({"pointer": f"/input/items/{index}/key", "detail": error.detail})
+            faults.append({"pointer": pointer, "detail": error.detail})
         custom_id = str(item.get("custom_id") or item["key"])
         if custom_id in seen:
             faults.append(
@@ -136,4 +164,4 @@ def _check_items(items: Any, own_bucket: str) -> dict[str, Any]:
             errors=faults[:100],
             total=len(faults),
         )
-    return {"items": [dict(item) for item in items]}
+    return named

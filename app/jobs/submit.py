@@ -19,6 +19,7 @@ from app.jobs.retried import list_retries
 from app.jobs.source import check_source
 from app.jobs.states import ChunkTask, JobKind
 from app.jobs.tables import Job
+from app.locations import Locations
 from app.models.register import announce_version
 from app.models.shared import choose_version
 from app.models.spec import PreprocessSpec
@@ -36,6 +37,7 @@ def submit_predict(
     model: str,
     options: Mapping[str, Any],
     own_bucket: str,
+    locations: Locations,
     priority: int = 0,
     limits: Limits = NO_LIMITS,
     metadata: Mapping[str, Any] | None = None,
@@ -46,13 +48,17 @@ def submit_predict(
     The version is resolved now: an alias that moves later does not change this job.
     ``options`` are the fields of the pipeline's predict options, complete; the items count
     against the query budget of the key, and of the grant where ``model`` is another tenant's.
+    ``locations`` are those of a tenant that has none of its own.
 
     Raises:
+        ForbiddenError: ``location_not_allowed``.
         TooManyError: ``query_budget_spent``.
     """
     labelled = source.get("dataset") is not None
     version = choose_version(session, tenant_id, model, labelled=labelled)
-    kept, dataset_version_id = check_source(session, tenant_id, source, own_bucket=own_bucket)
+    kept, dataset_version_id = check_source(
+        session, tenant_id, source, own_bucket=own_bucket, locations=locations
+    )
     check_budget(session, tenant_id, key_id, version.shared, kept)
     return add_job(
         session,

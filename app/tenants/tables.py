@@ -23,6 +23,8 @@ class Tenant(Base):
     max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
     max_submissions_per_minute: Mapped[int | None] = mapped_column(BigInteger)
     max_training_minutes: Mapped[int | None] = mapped_column(BigInteger)
+    #: From where its jobs may read; NULL means as the settings say, an empty list nowhere.
+    input_locations: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
 
 
 class ApiKey(Base):

@@ -16,6 +16,7 @@ from app.db.session import Database
 from app.jobs.states import ChunkState, JobState
 from app.jobs.submit import submit_import, submit_predict
 from app.jobs.tables import Chunk, Item, Job
+from app.locations import ANYWHERE
 from app.settings import Settings
 from app.uploads.tables import UploadKind
 from tests.service import Service, WorkerHandle, running_service, wait_until
@@ -76,6 +77,7 @@ def test_photo_job_survives_the_death_of_its_worker_with_the_known_accuracy(
             model="squeezenet",
             options={"top_k": 5, "threshold": 0.0, "activation": "softmax"},
             own_bucket="darkroom",
+            locations=ANYWHERE,
         )
 
     def is_in_the_middle() -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from app.db.session import Database
 from app.jobs.submit import submit_predict
+from app.locations import ANYWHERE
 from app.models.spec import ModelSpec, PreprocessSpec
 from app.storage.s3 import ObjectStore
 from tests.factories import register_weights
@@ -106,4 +107,5 @@ def submit_pictures(db: Database, tenant_id: str, manifest: str, own_bucket: str
             model=MODEL,
             options={"top_k": 4, "threshold": 0.0, "activation": "softmax"},
             own_bucket=own_bucket,
+            locations=ANYWHERE,
         ).id

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from app.errors import DarkroomError
 from app.jobs.manifest import read_manifest
-from app.storage.keys import Location
+from app.locations import Location
 from app.storage.s3 import ObjectStore
 from app.uploads.labels import Labels
 from app.uploads.members import ArchiveLimits

@@ -19,6 +19,7 @@ from app.db.session import Database
 from app.jobs.states import ChunkState, JobState
 from app.jobs.submit import submit_predict
 from app.jobs.tables import Chunk, Item, Job, WorkerRow
+from app.locations import ANYWHERE
 from app.log import configure_logging
 from app.stack.postgres import LocalPostgres
 from app.stack.processes import free_port
@@ -62,6 +63,7 @@ class Trial:
                 model=MODEL,
                 options=OPTIONS,
                 own_bucket=self.service.settings.bucket,
+                locations=ANYWHERE,
             )
         return job, {one.custom_id: answer_of(one.data) for one in pictures}
 

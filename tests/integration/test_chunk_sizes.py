@@ -18,6 +18,7 @@ from app.jobs.plan import (
 from app.jobs.states import JobState
 from app.jobs.submit import submit_predict
 from app.jobs.tables import Job
+from app.locations import ANYWHERE
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
 from tests.factories import add_job, add_version
@@ -63,6 +64,7 @@ class Measured:
                 model=self.version_id,
                 options={},
                 own_bucket="darkroom",
+                locations=ANYWHERE,
             ).id
         return run_plan(self.db, self.store, self.settings, self.tenant_id, job_id).chunk_items
 

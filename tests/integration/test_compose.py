@@ -64,6 +64,7 @@ class Local:
             "DARKROOM_OLD_KEY_PEPPERS": "",
             "DARKROOM_SEALED_ONLY": "off",
             "DARKROOM_TRUSTED_PROXIES": "0",
+            "DARKROOM_INPUT_LOCATIONS": "*",
             "DARKROOM_WEBHOOKS": "on",
             "DARKROOM_WEBHOOK_HOSTS": "",
             "DARKROOM_WEBHOOK_PRIVATE_NETWORKS": "",

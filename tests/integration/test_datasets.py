@@ -17,6 +17,7 @@ from app.datasets.resolve import (
 from app.datasets.tables import Dataset, DatasetVersion, Split
 from app.db.session import Database
 from app.errors import DarkroomError, InvalidInputError, NotFoundError
+from app.storage.keys import shard
 from app.uploads.pack import ShardEntry
 from app.uploads.tables import UploadKind, UploadState
 from tests.factories import add_upload, entry
@@ -59,7 +60,7 @@ def test_version_holds_the_labelled_images_in_order(database: Database, tenant_i
     assert version.sample_count == len(samples) == 40
     assert [sample.ordinal for sample in samples] == list(range(40))
     for sample, original in zip(samples, [*PETS[0], *PETS[1]], strict=True):
-        assert sample.object_key == f"{upload_id}/{original.ordinal // 20}"
+        assert sample.object_key == shard(tenant_id, upload_id, original.ordinal // 20)
         assert (sample.offset_bytes, sample.length_bytes) == (original.offset, original.length)
         assert (sample.name, sample.sha256, sample.label) == (
             original.name,

@@ -25,6 +25,7 @@ from app.jobs.retry import submit_retry
 from app.jobs.states import ChunkState, ChunkTask, ItemState, JobState
 from app.jobs.submit import submit_predict
 from app.jobs.tables import Chunk, Item, Job
+from app.locations import ANYWHERE
 from app.models.spec import ModelSpec
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
@@ -93,6 +94,7 @@ def submit(db: Database, tenant_id: str, source: dict[str, Any]) -> Job:
             model="shapes",
             options=OPTIONS,
             own_bucket="darkroom",
+            locations=ANYWHERE,
         )
 
 

@@ -18,6 +18,7 @@ from app.jobs.record import record_chunk, record_failure, record_plan, record_pr
 from app.jobs.states import ChunkTask, JobState
 from app.jobs.submit import submit_import, submit_predict
 from app.jobs.tables import Job
+from app.locations import ANYWHERE
 from tests.factories import add_version
 from tests.jobs import (
     add_planned_job,
@@ -79,6 +80,7 @@ def test_plan_that_finds_nothing_tells_how_the_job_failed(
             model="pets@1",
             options={},
             own_bucket="darkroom",
+            locations=ANYWHERE,
         ).id
     (chunk,) = chunk_ids(database, job_id)
     lease = claim(database, tenant_id, chunk, task=ChunkTask.PLAN)

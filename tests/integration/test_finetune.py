@@ -16,6 +16,7 @@ from app.jobs.results import page_results
 from app.jobs.states import JobState
 from app.jobs.submit import submit_finetune, submit_predict
 from app.jobs.tables import Item, Job
+from app.locations import ANYWHERE
 from app.models.resolve import get_version, resolve_version
 from app.models.states import VersionState
 from app.settings import Settings
@@ -86,6 +87,7 @@ def recognise(service: Service, db: Database, tenant_id: str, source: dict[str, 
             model="shapes",
             options={"top_k": 1, "threshold": 0.0, "activation": "softmax"},
             own_bucket="darkroom",
+            locations=ANYWHERE,
         )
     job = service.wait_for_end(tenant_id, job.id)
     assert job.state == JobState.SUCCEEDED, job.error

@@ -18,6 +18,7 @@ from app.jobs.results import page_results
 from app.jobs.states import JobState
 from app.jobs.submit import submit_import, submit_predict
 from app.jobs.tables import Chunk, Job
+from app.locations import ANYWHERE
 from app.models.resolve import get_version, resolve_version
 from app.models.spec import ModelSpec
 from app.models.states import VersionState
@@ -141,6 +142,7 @@ def recognise(
             model="zoo",
             options={"top_k": len(CLASSES), "threshold": 0.0, "activation": "softmax"},
             own_bucket="darkroom",
+            locations=ANYWHERE,
         )
     job = service.wait_for_end(tenant_id, job.id)
     assert job.state == JobState.SUCCEEDED, job.error

@@ -19,6 +19,7 @@ from app.jobs.results import page_results
 from app.jobs.states import ChunkState, JobState, StopReason
 from app.jobs.submit import submit_predict
 from app.jobs.tables import Job
+from app.locations import ANYWHERE
 from tests.factories import add_version
 from tests.jobs import (
     assert_closed,
@@ -120,6 +121,7 @@ def test_deadline_in_the_past_is_refused_and_nothing_is_submitted(
                 model=add_version(session, tenant_id).id,
                 options={},
                 own_bucket="darkroom",
+                locations=ANYWHERE,
                 limits=Limits(deadline_at=deadline),
             )
 

@@ -61,8 +61,8 @@ def test_plan_that_dies_midway_goes_on_to_the_very_same_chunks(
 
 
 def dying_reader(count: int) -> Any:
-    def read(*args: Any) -> Iterator[Entry]:
-        for number, found in enumerate(read_input(*args)):
+    def read(*args: Any, **words: Any) -> Iterator[Entry]:
+        for number, found in enumerate(read_input(*args, **words)):
             if number == count:
                 raise StorageError("the store is gone")
             yield found

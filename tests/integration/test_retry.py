@@ -233,8 +233,8 @@ def test_retry_whose_plan_dies_midway_goes_on_where_it_was(
     (plan_id,) = chunk_ids(database, again.id)
     monkeypatch.setattr(plan, "_PART_ITEMS", 3)
 
-    def dying(*args: Any) -> Iterator[Entry]:
-        for number, found in enumerate(read_input(*args)):
+    def dying(*args: Any, **words: Any) -> Iterator[Entry]:
+        for number, found in enumerate(read_input(*args, **words)):
             if number == 5:
                 raise StorageError("the store is gone")
             yield found

@@ -8,8 +8,8 @@ from typing import Any, BinaryIO, cast
 
 from app.errors import DarkroomError, InvalidInputError
 from app.jobs.manifest import read_manifest
+from app.locations import Location
 from app.settings import Settings
-from app.storage.keys import Location
 from app.storage.s3 import ObjectStore
 from app.uploads.judge import ImageLimits
 from app.uploads.members import ArchiveLimits

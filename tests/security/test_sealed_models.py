@@ -24,6 +24,7 @@ from app.jobs.states import ChunkTask, JobState
 from app.jobs.submit import submit_import, submit_predict
 from app.jobs.tables import Item, Job
 from app.keyring import Keyring, new_key_text
+from app.locations import ANYWHERE
 from app.models.tables import ModelVersion
 from app.models.weights import read_weights, stored_weights
 from app.queues.names import Queue
@@ -148,6 +149,7 @@ class World:
                 model=version_id,
                 options={"top_k": 3, "threshold": 0.0, "activation": "softmax"},
                 own_bucket=BUCKET,
+                locations=ANYWHERE,
             ).id
         (plan,) = chunk_ids(self.db, job_id)
         ring(self.process, tenant_id, plan, plan_chunk, ChunkTask.PLAN)

@@ -11,6 +11,7 @@ from app.db.session import Database
 from app.jobs.claim import Lease
 from app.jobs.inputs import Found, read_input
 from app.jobs.states import ChunkTask, JobKind
+from app.locations import ANYWHERE
 from app.storage.s3 import ObjectInfo, ObjectStore
 
 
@@ -48,7 +49,9 @@ def lease_over(source: dict[str, Any], cursor: dict[str, Any] | None = None) -> 
 
 
 def keys_of(store: Listing, lease: Lease) -> list[str]:
-    entries = read_input(cast(Database, None), cast(ObjectStore, store), "darkroom", lease)
+    entries = read_input(
+        cast(Database, None), cast(ObjectStore, store), "darkroom", lease, locations=ANYWHERE
+    )
     return [entry.item.key for entry in entries if isinstance(entry, Found)]
 
 

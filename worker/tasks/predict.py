@@ -20,6 +20,7 @@ from worker.heartbeat import HeldLease
 from worker.pipeline.run import run_chunk
 from worker.pipeline.values import ItemRef, ItemResult, PredictOptions
 from worker.process import WorkerProcess
+from worker.tasks.allowed import put_between, refuse_items
 from worker.tasks.door import let_go, retry_delay, tries
 from worker.tasks.versions import warm_recogniser
 
@@ -36,12 +37,14 @@ def predict_chunk(process: WorkerProcess, held: HeldLease) -> None:
     assert lease.model_version_id is not None
     options = PredictOptions(**lease.options)
     shared = _granted_now(process, lease)
+    refused = refuse_items(process, lease, items)
     recogniser = warm_recogniser(process, lease.tenant_id, lease.model_version_id, shared)
     fitted_before = recogniser.fitting_images
     outcome = run_chunk(
         [
             ItemRef(lease.lo + index, item.bucket, item.key, item.offset, item.length)
             for index, item in enumerate(items)
+            if index not in refused
         ],
         store=process.store,
         decoder=process.decoder,
@@ -60,10 +63,9 @@ def predict_chunk(process: WorkerProcess, held: HeldLease) -> None:
             device=process.device,
             images=recogniser.fitting_images,
         )
+    answers = put_between(lease, len(items), refused, outcome.results)
     results = (
-        outcome.results
-        if shared is None
-        else [_blurred(result, shared, options) for result in outcome.results]
+        answers if shared is None else [_blurred(result, shared, options) for result in answers]
     )
     rows = [_as_row(item, result) for item, result in zip(items, results, strict=False)]
     log.info(
@@ -81,14 +83,14 @@ def predict_chunk(process: WorkerProcess, held: HeldLease) -> None:
         decode=outcome.seconds.decode,
         forward=outcome.seconds.forward,
     )
-    away = _first_unanswered(outcome.results)
+    away = _first_unanswered(results)
     if outcome.stopped:
         # Whoever takes the rest asks for them again.
         rows = rows[:away]
     if held.lost.is_set() or (not rows and outcome.stopped):
         let_go(process, held)
         return
-    most = _tries_to_read(process, outcome.results) if away is not None else 0
+    most = _tries_to_read(process, results) if away is not None else 0
     with process.db.tenant(lease.tenant_id) as session:
         if outcome.stopped:
             record = record_stopped if held.cancelled.is_set() else record_prefix

@@ -145,7 +145,7 @@ class QuotaAnswer(Answer):
 
 
 class QuotasAnswer(Answer):
-    """Each quota of the tenant, its own or the service's, and how much of it is used."""
+    """Each quota of the tenant, how much of it is used, and from where its jobs may read."""
 
     max_open_jobs: QuotaAnswer = Field(description="Jobs that have not ended.")
     max_open_items: QuotaAnswer = Field(description="Items of them that have not ended.")
@@ -153,6 +153,10 @@ class QuotasAnswer(Answer):
     max_submissions_per_minute: QuotaAnswer = Field(description="Jobs submitted in 60 seconds.")
     max_training_minutes: QuotaAnswer = Field(
         description="Minutes of fine-tuning within 30 days, failed attempts included."
+    )
+    input_locations: list[str] = Field(
+        description="From where jobs may read by prefix, manifest and items: below each of these "
+        "`s3://bucket/prefix/`; `*` is anywhere, an empty list nowhere. Uploads always serve."
     )
 
 
