@@ -86,6 +86,8 @@ class Member(NamedTuple):
     size: int
     content: bytes | None
     error: ItemError | None
+    #: Label and split where the member brings them along.
+    own: tuple[str | None, str | None] | None = None
 
     def read(self) -> bytes:
         """The bytes of the member.

@@ -16,6 +16,8 @@ from typing import BinaryIO
 from app.errors import InvalidInputError, ItemError
 from app.uploads.members import ArchiveLimits, Entry, Member, too_large
 from app.uploads.names import Kind
+from app.uploads.record_names import are_records
+from app.uploads.records import MAX_FILE_BYTES, RecordFiles
 
 #: All labels.csv of an archive together; two million lines of 60 bytes fit.
 _MAX_LABELS_BYTES = 128 * 1024 * 1024
@@ -63,6 +65,7 @@ class Archive(ABC):
         self._file = file
         self._size = size
         self._limits = limits
+        self._records = RecordFiles(limits)
 
     def survey(self) -> Survey:
         """Read all headers (of a tar.gz: everything) and the labels, and check the frame.
@@ -70,13 +73,17 @@ class Archive(ABC):
         Raises:
             InvalidInputError: ``archive_broken``, ``archive_truncated``,
                 ``archive_inconsistent``, ``archive_too_large``, ``archive_bomb``,
-                ``archive_overlapping``, ``archive_encrypted``, ``labels_invalid``.
+                ``archive_overlapping``, ``archive_encrypted``, ``labels_invalid``,
+                ``records_invalid``.
             StorageError: the object store failed.
         """
         survey = Survey()
+        self._records = RecordFiles(self._limits)
         left = _MAX_LABELS_BYTES
         for entry in self._entries():
-            if entry.kind is Kind.ITEM:
+            if _holds_records(entry):
+                self._records.add(entry.name, self._record_bytes(entry))
+            elif entry.kind is Kind.ITEM:
                 survey.add_item(entry)
             elif entry.kind is Kind.LABELS:
                 if entry.refusal is not None:
@@ -85,10 +92,14 @@ class Archive(ABC):
                 if left < 0:
                     raise too_large(f"its labels have over {_MAX_LABELS_BYTES} bytes")
                 survey.label_files.append((entry.name, self._labels(entry)))
+        survey.item_count += self._records.finish()
+        self._limits.check_entries(survey.item_count)
         return survey
 
     def members(self, start: int = 0) -> Iterator[Member]:
         """The items from ordinal ``start`` on, in the order of the archive.
+
+        Call :meth:`survey` first: it knows the files of records.
 
         Raises:
             InvalidInputError: as :meth:`survey`, and where a member's own header disagrees.
@@ -98,6 +109,18 @@ class Archive(ABC):
         largest = self._limits.max_member_bytes
         for entry in self._entries():
             kind, name, size, refusal, _ = entry
+            if _holds_records(entry):
+                count = self._records.count_of(name)
+                if count and start < ordinal + count:
+                    content = self._record_bytes(entry)
+                    skipped = max(start - ordinal, 0)
+                    records = self._records.read(name, content, skipped)
+                    for at, record in enumerate(records, ordinal + skipped):
+                        own = (record.label, record.split)
+                        length = len(record.content)
+                        yield Member(at, record.name, length, record.content, None, own)
+                ordinal += count
+                continue
             if kind is not Kind.ITEM:
                 continue
             if ordinal >= start:
@@ -125,6 +148,19 @@ class Archive(ABC):
         except ItemError as error:
             raise _no_labels(error.detail) from error
 
+    def _record_bytes(self, entry: Entry) -> bytes:
+        """The content of a file of records, which is refused as the whole or not at all."""
+        if entry.refusal is not None:
+            raise InvalidInputError(
+                f"{entry.name} is refused: {entry.refusal.detail}", code="records_invalid"
+            )
+        if entry.size > MAX_FILE_BYTES:
+            raise too_large(f"{entry.name} has more than {MAX_FILE_BYTES} bytes")
+        try:
+            return self._content(entry)
+        except ItemError as error:
+            raise InvalidInputError(error.detail, code="records_invalid") from error
+
     @abstractmethod
     def _entries(self) -> Iterator[Entry]:
         """Every member from the first on; the content of the last one yielded can be read."""
@@ -137,6 +173,11 @@ class Archive(ABC):
             ItemError: ``member_damaged``, where the damage ends with this member.
             InvalidInputError: where it does not.
         """
+
+
+def _holds_records(entry: Entry) -> bool:
+    base = entry.name.rpartition("/")[2]
+    return entry.kind is Kind.ITEM and are_records(base, entry.size)
 
 
 def _no_labels(detail: str) -> InvalidInputError:

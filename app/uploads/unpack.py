@@ -47,5 +47,5 @@ def pack_member(
         facts = judge_image(content, limits)
     except ItemError as error:
         return writer.fail(member.name, error)
-    label, split = labels.of(member.name)
+    label, split = member.own or labels.of(member.name)
     return writer.add(member.name, content, facts, label, split)
