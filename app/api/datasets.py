@@ -55,6 +55,7 @@ def freeze_dataset(body: FreezeDataset) -> Response:
             fractions=(body.fractions.train, body.fractions.validation, body.fractions.test),
             seed=body.seed,
             skip_unlabelled=body.skip_unlabelled,
+            labels=body.labels,
         )
         describe(name=body.name, number=version.number, upload=body.input.upload)
         where = f"/v1/datasets/{body.name}/versions/{version.number}"

@@ -8,7 +8,7 @@ import typer
 
 from app.cli.connect import GuardedGroup, JsonFlag, connect
 from app.cli.console import answer, print_fields, print_json, print_table
-from app.cli.inputs import read_fractions
+from app.cli.inputs import read_fractions, read_pairs
 from app.cli.words import ago_text, count_text, pairs_text
 
 if TYPE_CHECKING:
@@ -36,13 +36,26 @@ def freeze(
     skip_unlabelled: Annotated[
         bool, typer.Option("--skip-unlabelled", help="Leave out images without a label.")
     ] = False,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OLD=NEW",
+            help="Another name for a label; two of one name become one class. Repeat for more.",
+        ),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Freeze an upload's labelled images into a version; the same images give the same version."""
     fractions = read_fractions(split)
+    labels = read_pairs(label or (), "--label")
     with connect(context) as darkroom:
         version = darkroom.datasets.freeze(
-            name, upload, fractions=fractions, seed=seed, skip_unlabelled=skip_unlabelled
+            name,
+            upload,
+            fractions=fractions,
+            seed=seed,
+            skip_unlabelled=skip_unlabelled,
+            labels=labels,
         )
     line = f"{name}@{version.number}  {_splits_text(version)}, {_classes_text(version)}"
     answer(version.raw, line, as_json=as_json)

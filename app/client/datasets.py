@@ -23,10 +23,12 @@ class Datasets:
         fractions: tuple[float, float, float] | None = None,
         seed: int | None = None,
         skip_unlabelled: bool = False,
+        labels: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> DatasetVersion:
         """Make a version of ``name`` from an upload; ``fractions`` of train, validation, test.
 
+        ``labels`` gives labels of the upload other names; two of one name become one class.
         The same images, labels and splits give the version that holds them already.
         """
         body: dict[str, Any] = {"name": name, "input": {"upload": upload_id}}
@@ -36,6 +38,8 @@ class Datasets:
             body["seed"] = seed
         if skip_unlabelled:
             body["skip_unlabelled"] = True
+        if labels:
+            body["labels"] = dict(labels)
         answer = self._transport.call(
             "POST",
             "/v1/datasets",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from app.uploads.pack import ShardEntry
 from app.uploads.tables import Shard, Upload, UploadKind, UploadState
 
 _ERRORS_SHOWN = 100
+_MAX_LABEL_LENGTH = 200
 
 _INSERT_SAMPLES = text(
     """
@@ -34,6 +35,25 @@ _INSERT_SAMPLES = text(
         sha256 text, label text, split text)
     """
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """Which split an image goes to, and what its label is called."""
+
+    split: SplitRule
+    #: Label → its other name.
+    names: Mapping[str, str]
+
+    def split_of(self, entry: ShardEntry) -> str:
+        """The split that came with it, or the rule's."""
+        if entry.split:
+            return Split(entry.split).value
+        return self.split.split_of(entry.sha256).value
+
+    def label_of(self, label: str) -> str:
+        """Its name in the version."""
+        return self.names.get(label, label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +83,28 @@ def freeze_dataset(
     fractions: Sequence[float] = (0.8, 0.0, 0.2),
     seed: int = 0,
     skip_unlabelled: bool = False,
+    labels: Mapping[str, str] | None = None,
 ) -> DatasetVersion:
     """A frozen version of the dataset with the upload's labelled images in their order.
 
     A split that came with an image wins; the others follow from ``fractions`` (train,
-    validation, test) and ``seed``. Where a version with the very same content exists, it is
+    validation, test) and ``seed``. ``labels`` gives labels of the upload other names; two that
+    get one name become one class. Where a version with the very same content exists, it is
     returned instead of a new one. Memory: one shard's index.
 
     Raises:
         InvalidInputError: ``dataset_name_invalid``, ``fractions_invalid``, ``seed_invalid``,
-            ``unlabelled_images`` (unless they may be skipped) or ``dataset_empty``.
+            ``labels_map_invalid``, ``unlabelled_images`` (unless they may be skipped) or
+            ``dataset_empty``.
         NotFoundError: ``upload_not_found``.
         ConflictError: ``upload_not_ready``.
     """
     check_name(name, "dataset")
-    rule = split_rule(fractions, seed)
+    rules = _Rules(split_rule(fractions, seed), labels or {})
+    _check_names(rules.names)
     _check_upload(session, tenant_id, upload_id)
     # The reading comes first: it needs no lock, and others may freeze meanwhile.
-    content = _read_content(session, tenant_id, upload_id, rule, skip_unlabelled=skip_unlabelled)
+    content = _read_content(session, tenant_id, upload_id, rules, skip_unlabelled=skip_unlabelled)
     dataset_id = _lock_dataset(session, tenant_id, name)
     same = session.scalar(
         select(DatasetVersion)
@@ -110,16 +134,49 @@ def freeze_dataset(
         counts=content.counts,
         source={
             "upload": upload_id,
-            "fractions": dict(zip(("train", "validation", "test"), rule.fractions, strict=True)),
+            "fractions": dict(
+                zip(("train", "validation", "test"), rules.split.fractions, strict=True)
+            ),
             "seed": seed,
             "skipped_unlabelled": content.skipped,
-        },
+        }
+        | ({"labels": dict(rules.names)} if rules.names else {}),
     )
     session.add(version)
     session.flush()
     session.refresh(version)
-    _insert_samples(session, tenant_id, version.id, upload_id, rule)
+    _insert_samples(session, tenant_id, version.id, upload_id, rules)
     return version
+
+
+def _check_names(labels: Mapping[str, str]) -> None:
+    """Refuse new names that a labels.csv could not give either."""
+    wrong = [
+        name
+        for name, new in labels.items()
+        if not new.strip() or len(new) > _MAX_LABEL_LENGTH or not new.isprintable()
+    ]
+    if wrong:
+        raise InvalidInputError(
+            f"{wrong[0][:_MAX_LABEL_LENGTH]!r} cannot be called {labels[wrong[0]][:60]!r}: a label "
+            f"has 1…{_MAX_LABEL_LENGTH} characters, all printable",
+            code="labels_map_invalid",
+        )
+
+
+def _require_known(labels: Mapping[str, str], known: set[str]) -> None:
+    """Refuse names of labels that no image has: one is misspelt, and would stay as it is."""
+    unknown = sorted(labels.keys() - known)
+    if unknown:
+        raise InvalidInputError(
+            f"no image has the label {unknown[0][:_MAX_LABEL_LENGTH]!r}; there are "
+            f"{', '.join(map(repr, sorted(known)[:10]))}{', …' if len(known) > 10 else ''}",
+            code="labels_map_invalid",
+            errors=[{"pointer": f"/labels/{name}", "detail": "no such label"} for name in unknown][
+                :_ERRORS_SHOWN
+            ],
+            total=len(unknown),
+        )
 
 
 def _check_upload(session: Session, tenant_id: str, upload_id: str) -> None:
@@ -159,15 +216,12 @@ def _shards(session: Session, tenant_id: str, upload_id: str) -> Iterator[Row[in
         number = shard.number
 
 
-def _split_of(entry: ShardEntry, rule: SplitRule) -> str:
-    return Split(entry.split).value if entry.split else rule.split_of(entry.sha256).value
-
-
 def _read_content(
-    session: Session, tenant_id: str, upload_id: str, rule: SplitRule, *, skip_unlabelled: bool
+    session: Session, tenant_id: str, upload_id: str, rules: _Rules, *, skip_unlabelled: bool
 ) -> _Content:
     digest = hashlib.sha256()
     counted: Counter[tuple[str, str]] = Counter()
+    found: set[str] = set()
     unlabelled: list[str] = []
     skipped = 0
     for shard in _shards(session, tenant_id, upload_id):
@@ -177,10 +231,11 @@ def _read_content(
                 if len(unlabelled) < _ERRORS_SHOWN:
                     unlabelled.append(entry.name)
                 continue
-            split = _split_of(entry, rule)
+            found.add(entry.label)
+            split, label = rules.split_of(entry), rules.label_of(entry.label)
             # JSON, because a label may hold any character that could part two fields.
-            digest.update(json.dumps([entry.sha256, entry.label, split]).encode())
-            counted[split, entry.label] += 1
+            digest.update(json.dumps([entry.sha256, label, split]).encode())
+            counted[split, label] += 1
     if skipped and not skip_unlabelled:
         raise InvalidInputError(
             f"{skipped} images have no label; put them in folders named after their class, "
@@ -191,6 +246,7 @@ def _read_content(
         )
     if not counted:
         raise InvalidInputError(f"upload {upload_id!r} has no labelled image", code="dataset_empty")
+    _require_known(rules.names, found)
     counts: dict[str, dict[str, int]] = {split.value: {} for split in Split}
     for (split, label), number in sorted(counted.items()):
         counts[split][label] = number
@@ -212,7 +268,7 @@ def _lock_dataset(session: Session, tenant_id: str, name: str) -> str:
 
 
 def _insert_samples(
-    session: Session, tenant_id: str, version_id: str, upload_id: str, rule: SplitRule
+    session: Session, tenant_id: str, version_id: str, upload_id: str, rules: _Rules
 ) -> None:
     ordinal = 0
     for shard in _shards(session, tenant_id, upload_id):
@@ -223,11 +279,11 @@ def _insert_samples(
                 "offset_bytes": entry.offset,
                 "length_bytes": entry.length,
                 "sha256": entry.sha256,
-                "label": entry.label,
-                "split": _split_of(entry, rule),
+                "label": rules.label_of(label),
+                "split": rules.split_of(entry),
             }
-            for position, entry in enumerate(
-                entry
+            for position, (entry, label) in enumerate(
+                (entry, entry.label)
                 for entry in map(ShardEntry.from_row, shard.entries)
                 if entry.label is not None
             )

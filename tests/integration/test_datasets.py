@@ -38,6 +38,7 @@ def freeze(
     name: str = "pets",
     seed: int = 0,
     skip_unlabelled: bool = False,
+    labels: dict[str, str] | None = None,
 ) -> DatasetVersion:
     with database.tenant(tenant_id) as session:
         return freeze_dataset(
@@ -47,6 +48,7 @@ def freeze(
             upload_id=upload_id,
             seed=seed,
             skip_unlabelled=skip_unlabelled,
+            labels=labels,
         )
 
 
@@ -92,6 +94,49 @@ def test_content_hash_is_over_digest_label_and_split(database: Database, tenant_
     version = freeze(database, tenant_id, upload(database, tenant_id, [image]))
     written = f'["{image.sha256}", "a cat\\n", "test"]'
     assert version.content_sha256 == hashlib.sha256(written.encode()).hexdigest()
+
+
+def test_labels_are_renamed_and_merged_as_content(database: Database, tenant_id: str) -> None:
+    kinds = ("kitten", "cat", "dog")
+    kittens = [entry(n, kinds[n % 3], "train") for n in range(9)]
+    cats = [entry(n, "dog" if n % 3 == 2 else "cat", "train") for n in range(9)]
+    upload_id = upload(database, tenant_id, kittens)
+    as_they_are = freeze(database, tenant_id, upload_id)
+    merged = freeze(database, tenant_id, upload_id, labels={"kitten": "cat"})
+    assert merged.classes == ["cat", "dog"]
+    assert merged.counts["train"] == {"cat": 6, "dog": 3}
+    assert merged.source["labels"] == {"kitten": "cat"}
+    assert "labels" not in as_they_are.source
+    with database.tenant(tenant_id) as session:
+        samples = list(iter_samples(session, tenant_id, merged.id))
+    assert [sample.label for sample in samples] == ["cat", "cat", "dog"] * 3
+    # The names decide, and not how an image came by them.
+    assert freeze(database, tenant_id, upload(database, tenant_id, cats)).id == merged.id
+    # Both at once: nothing is renamed twice.
+    swapped = freeze(database, tenant_id, upload_id, labels={"cat": "dog", "dog": "cat"})
+    assert swapped.counts["train"] == {"cat": 3, "dog": 3, "kitten": 3}
+    assert len({as_they_are.id, merged.id, swapped.id}) == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ({"kiten": "cat"}, "no image has the label 'kiten'; there are 'cat', 'dog'"),
+        ({"cat": " "}, "'cat' cannot be called ' '"),
+        ({"cat": "a\x00b"}, "printable"),
+        ({"cat": "c" * 201}, "1…200 characters"),
+    ],
+    ids=["unknown", "blank", "control", "long"],
+)
+def test_names_that_cannot_be_given_are_refused(
+    database: Database, tenant_id: str, labels: dict[str, str], told: str
+) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        freeze(database, tenant_id, upload(database, tenant_id), labels=labels)
+    assert caught.value.code == "labels_map_invalid"
+    assert told in caught.value.detail
+    with database.tenant(tenant_id) as session:
+        assert list_datasets(session, tenant_id) == ([], False)
 
 
 def test_split_that_came_with_an_image_wins(database: Database, tenant_id: str) -> None:

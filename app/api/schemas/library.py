@@ -27,6 +27,11 @@ class FreezeDataset(Request):
     fractions: Fractions = Fractions()
     seed: int = Field(0, ge=0, le=2**63 - 1)
     skip_unlabelled: bool = Field(False, description="Leave images without a label out.")
+    labels: dict[str, str] = Field(
+        {},
+        max_length=10_000,
+        description="Label of the upload → its name in this version; equal names become one class.",
+    )
 
 
 class NamePath(Parameters):
