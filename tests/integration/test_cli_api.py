@@ -19,6 +19,7 @@ from app.models.register import announce_version, complete_version
 from app.models.spec import ModelSpec, PreprocessSpec
 from app.tenants.keys import create_key
 from app.tenants.scopes import Scope
+from tests.factories import add_upload, entry
 
 URL = "http://darkroom.test"
 
@@ -200,6 +201,20 @@ def test_freezing_an_upload_that_is_not_unpacked_is_refused(run, tmp_path):
     upload_id = run("uploads", "add", archive(tmp_path / "two.zip")).stdout.strip()
     run("datasets", "freeze", "two", "-u", upload_id, code=Exit.REFUSED)
     assert run("datasets", "list").stdout == ""
+
+
+def test_labels_get_other_names_as_a_dataset_is_frozen(run, database, tenant_id):
+    kinds = ("kitten", "cat", "dog")
+    with database.tenant(tenant_id) as session:
+        entries = [entry(n, kinds[n % 3], "train") for n in range(9)]
+        upload_id = add_upload(session, tenant_id, entries).id
+    freeze = ("datasets", "freeze", "pets", "-u", upload_id, "--label")
+    frozen = json.loads(run(*freeze, "kitten=cat", "--label", "dog=hound", "--json").stdout)
+    assert frozen["counts"]["train"] == {"cat": 6, "hound": 3}
+    assert frozen["source"]["labels"] == {"kitten": "cat", "dog": "hound"}
+    assert "hound" in run("datasets", "show", "pets@1").stdout
+    assert "[labels_map_invalid]" in run(*freeze, "kiten=cat", code=Exit.REFUSED).stderr
+    assert run(*freeze, "kitten", code=Exit.USAGE).stdout == ""
 
 
 def test_openapi_document_is_printed(run):
