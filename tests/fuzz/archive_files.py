@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable
 
 from tests.fuzz.mutate import mutate
-from tests.security.hostile_archives import IMAGE
+from tests.security.archive_cases import IMAGE
 from tests.security.raw_archives import (
     ZipMember,
     pax,

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.security.archive_cases import NEIGHBOURS, Case
 from tests.security.confined import run_confined
-from tests.security.hostile_archives import CASES, NEIGHBOURS, Case
+from tests.security.hostile_archives import CASES
 from tests.security.intake import take_file, take_repeated
 from tests.security.raw_archives import tar_header
 

@@ -22,7 +22,8 @@ from app.uploads.tables import Shard, Upload, UploadState
 from tests.api_client import Api, make_app, make_key
 from tests.factories import add_version
 from tests.jobs import make_old
-from tests.security.hostile_archives import CASES, IMAGE, NEIGHBOURS, Case, good_zip
+from tests.security.archive_cases import IMAGE, NEIGHBOURS, Case, good_zip
+from tests.security.hostile_archives import CASES
 from tests.security.raw_archives import ZipMember
 from tests.service import Service, WorkerHandle, running_service, wait_until
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.security.archive_cases import IMAGE, NEIGHBOURS, good_tar
 from tests.security.confined import run_confined
-from tests.security.hostile_archives import IMAGE, NEIGHBOURS, good_tar
 from tests.security.intake import list_manifest, take_file
 from tests.security.raw_archives import tar_member
 
