@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from flask import Response
 
 from app.api.audit import record
@@ -26,6 +28,8 @@ from app.models import grants
 from app.models.shared import SharedModel, list_shared
 from app.tenants import budgets
 from app.tenants.scopes import Scope
+
+_Answer = TypeVar("_Answer", GrantAnswer, SharedModelAnswer)
 
 resource = Resource("grants", "Sharing", "Models used by other tenants, and how much is asked.")
 
@@ -131,29 +135,17 @@ def set_budget(path: KeyPath, body: SetBudget) -> Response:
 
 
 def _show(model: str, grant: grants.GivenGrant) -> GrantAnswer:
-    return GrantAnswer.model_validate(
-        {
-            "model": model,
-            **{
-                field: getattr(grant, field)
-                for field in GrantAnswer.model_fields
-                if field != "model"
-            },
-        }
-    )
+    return _as_answer(GrantAnswer, grant, model=model)
 
 
 def _show_shared(model: SharedModel) -> SharedModelAnswer:
-    return SharedModelAnswer.model_validate(
-        {
-            "model": f"{model.owner}/{model.name}",
-            **{
-                field: getattr(model, field)
-                for field in SharedModelAnswer.model_fields
-                if field != "model"
-            },
-        }
-    )
+    return _as_answer(SharedModelAnswer, model, model=f"{model.owner}/{model.name}")
+
+
+def _as_answer(kind: type[_Answer], row: object, *, model: str) -> _Answer:
+    """The answer's fields from the row's of the same names, all but the name of the model."""
+    read = {field: getattr(row, field) for field in kind.model_fields if field != "model"}
+    return kind.model_validate({"model": model, **read})
 
 
 def _show_budget(budget: budgets.Budget) -> BudgetAnswer:

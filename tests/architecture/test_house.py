@@ -9,8 +9,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from alembic.script import ScriptDirectory
 
 from app.cli.settings import markdown_table
+from app.db.schema import known_revisions
 
 ROOT = Path(__file__).parents[2]
 LOCK_FILES = ("requirements.lock", "deploy/api.lock", "deploy/bootstrap.lock")
@@ -47,8 +49,10 @@ def pins(lock_file: str) -> dict[str, str]:
         "import worker.tasks.plan, worker.tasks.ingest, worker.tasks.export, worker.main",
     ],
 )
-def test_what_runs_in_the_slim_image_loads_no_torch(statement: str) -> None:
-    assert not modules_after(statement) & TORCH_WORLD
+def test_what_runs_in_the_slim_image_loads_no_torch_and_no_tool_for_migrations(
+    statement: str,
+) -> None:
+    assert not modules_after(statement) & {*TORCH_WORLD, "alembic"}
 
 
 def test_recognition_loads_no_web_framework_and_no_database() -> None:
@@ -98,6 +102,12 @@ def test_every_package_of_the_service_has_its_layer() -> None:
         if path.suffix == ".py" or (path / "__init__.py").exists()
     }
     assert there - placed == {"__init__"}
+
+
+def test_migrations_are_named_in_the_order_they_are_made_in() -> None:
+    # A process that starts reads the names alone.
+    scripts = ScriptDirectory(str(ROOT / "migrations")).walk_revisions()
+    assert known_revisions() == tuple(script.revision for script in scripts)
 
 
 def test_readme_shows_the_settings_as_they_are() -> None:

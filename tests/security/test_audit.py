@@ -16,14 +16,9 @@ from app.audit.keys import AuditKey
 from app.audit.read import list_entries
 from app.audit.tables import AuditEntry
 from app.tenants.scopes import Scope
-from tests.api_client import Api, import_body, make_app, make_key
+from tests.api_client import Api, import_body, make_key
 from tests.security.calls import routes
 from tests.world import build_world
-
-
-@pytest.fixture(scope="module")
-def app(settings, objects):
-    return make_app(settings, objects)
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from app.models.states import VersionState
 from app.queues.names import Queue
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
-from tests.api_client import make_app
 from tests.doors import ring, worker_inside
 from tests.factories import add_upload, add_version, entry
 from tests.jobs import chunk_ids, look_at_job
@@ -33,11 +32,6 @@ from worker.tasks.predict import predict_chunk
 
 #: Words that stand in rows of the owner and are nobody else's business.
 SECRETS = ("secret-lineage", "0.98765")
-
-
-@pytest.fixture(scope="module")
-def app(settings: Settings, objects: ObjectStore) -> Any:
-    return make_app(settings, objects)
 
 
 @pytest.fixture

@@ -6,22 +6,11 @@ import re
 
 import pytest
 
-from tests.api_client import Api, make_app
+from tests.api_client import Api
 from tests.security.calls import OPEN, Route, routes
-from tests.world import build_world
 
 ROUTES = list(routes())
 BY_NAME = pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
-
-
-@pytest.fixture(scope="module")
-def app(settings, objects):
-    return make_app(settings, objects)
-
-
-@pytest.fixture(scope="module")
-def world(app, settings, database, objects):
-    return build_world(app, settings, database, objects)
 
 
 def assert_safe(answer) -> None:

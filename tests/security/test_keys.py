@@ -20,21 +20,15 @@ from app.ids import KEY, new_id
 from app.jobs.tables import IdempotencyKey
 from app.log import configure_logging
 from app.settings import Settings
-from app.storage.s3 import ObjectStore
 from app.tenants import known_keys
 from app.tenants.keys import NewKey, create_key, look_up_key
 from app.tenants.known_keys import SERVES_SECONDS, KnownKeys
 from app.tenants.scopes import Scope
-from tests.api_client import Api, make_app, make_key
+from tests.api_client import Api, make_key
 from tests.clock import Clock
 from tests.factories import make_tenant
 
 REVOKED_WITHIN_SECONDS = 5
-
-
-@pytest.fixture(scope="module")
-def app(settings: Settings, objects: ObjectStore) -> Any:
-    return make_app(settings, objects)
 
 
 @pytest.fixture(scope="module")

@@ -24,16 +24,6 @@ from tests.world import CONTENT, build_world
 
 
 @pytest.fixture(scope="module")
-def app(settings, objects):
-    return make_app(settings, objects)
-
-
-@pytest.fixture(scope="module")
-def world(app, settings, database, objects):
-    return build_world(app, settings, database, objects)
-
-
-@pytest.fixture(scope="module")
 def other(app, settings, database, objects):
     return build_world(app, settings, database, objects)
 

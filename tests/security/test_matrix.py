@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from app.ids import new_id
 from app.tenants.scopes import Scope
-from tests.api_client import Api, import_body, make_app, make_key
+from tests.api_client import Api, import_body, make_key
 from tests.factories import name_of_tenant
 from tests.security.calls import (
     BODIES,
@@ -47,17 +47,6 @@ FOREIGN = [
         *([route.parameters] if len(set(route.parameters) - WORDS) > 1 else []),
     )
 ]
-
-
-@pytest.fixture(scope="module")
-def app(settings, objects):
-    return make_app(settings, objects)
-
-
-@pytest.fixture(scope="module")
-def world(app, settings, database, objects):
-    """The tenant that asks."""
-    return build_world(app, settings, database, objects)
 
 
 @pytest.fixture(scope="module")

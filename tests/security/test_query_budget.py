@@ -16,7 +16,7 @@ from app.jobs.tables import Job
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
 from app.tenants.scopes import Scope
-from tests.api_client import Api, make_app, make_key
+from tests.api_client import Api, make_key
 from tests.factories import add_version
 from tests.jobs import chunk_ids, claim, look_at_chunk, look_at_job
 from tests.plans import run_plan
@@ -25,11 +25,6 @@ from tests.retries import predict_chunks
 from tests.sharing import Side, make_side, predict_body, put_pictures
 
 DAY_SECONDS = 24 * 3600
-
-
-@pytest.fixture(scope="module")
-def app(settings: Settings, objects: ObjectStore) -> Any:
-    return make_app(settings, objects)
 
 
 @pytest.fixture

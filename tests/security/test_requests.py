@@ -8,21 +8,10 @@ import time
 
 import pytest
 
-from tests.api_client import import_body, make_app
+from tests.api_client import import_body
 from tests.security.work import recorded_work
-from tests.world import build_world
 
 LIMIT_SECONDS = 10
-
-
-@pytest.fixture(scope="module")
-def app(settings, objects):
-    return make_app(settings, objects)
-
-
-@pytest.fixture(scope="module")
-def world(app, settings, database, objects):
-    return build_world(app, settings, database, objects)
 
 
 def body(**change) -> bytes:

@@ -30,11 +30,6 @@ SPEC = "/v1/models/shapes/versions/1/spec"
 
 
 @pytest.fixture(scope="module")
-def app(settings: Settings, objects: ObjectStore) -> Any:
-    return make_app(settings, objects)
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("weights")
 

@@ -7,31 +7,29 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 _LOADED = """
 import json, sys
 from app.queues.names import Queue
 from app.settings import load_settings
 from worker.main import make_worker
 
-_, process = make_worker(load_settings(DATABASE_URL="postgresql://not-used"), Queue(sys.argv[1]))
-assert process.device
+for queue in sys.argv[1:]:
+    _, process = make_worker(load_settings(DATABASE_URL="postgresql://not-used"), Queue(queue))
+    assert process.device
 print(json.dumps(sorted(sys.modules)))
 """
 
 
-def loaded_by(queue: str) -> set[str]:
-    """The modules in memory once the doors of a queue stand open."""
+def loaded_by(*queues: str) -> set[str]:
+    """The modules in memory once the doors of these queues stand open."""
     done = subprocess.run(
-        [sys.executable, "-c", _LOADED, queue], capture_output=True, text=True, check=True
+        [sys.executable, "-c", _LOADED, *queues], capture_output=True, text=True, check=True
     )
     return set(json.loads(done.stdout))
 
 
-@pytest.mark.parametrize("queue", ["inference", "training"])
-def test_doors_that_compute_load_torch_and_leave_torchvision_for_later(queue: str) -> None:
-    loaded = loaded_by(queue)
+def test_doors_that_compute_load_torch_and_leave_torchvision_for_later() -> None:
+    loaded = loaded_by("inference", "training")
     assert "torch" in loaded
     assert not loaded & {"torchvision", "torch._dynamo", "torch._inductor", "torchmetrics"}
 
