@@ -26,6 +26,8 @@ KEY = "key"
 WEBHOOK = "whk"
 DELIVERY = "dlv"
 GRANT = "grt"
+EVALUATION = "evl"
+ALIAS_MOVE = "mov"
 REQUEST = "req"
 AUDIT_ENTRY = "aud"
 

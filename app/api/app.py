@@ -16,6 +16,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from app.api import (
     artifacts,
     audit_log,
+    catalogue,
     control,
     datasets,
     docs,
@@ -75,6 +76,7 @@ _RESOURCES = (
     multipart.resource,
     datasets.resource,
     models.resource,
+    catalogue.resource,
     grants.resource,
     weights.resource,
     artifacts.resource,

@@ -1,4 +1,4 @@
-"""Models: import weights, read versions, move aliases."""
+"""Models: import weights, read versions and give them up."""
 
 from __future__ import annotations
 
@@ -16,27 +16,25 @@ from app.api.resource import Resource
 from app.api.schemas.base import PageQuery
 from app.api.schemas.job_answers import JobAnswer
 from app.api.schemas.library import (
-    AliasPath,
     ImportVersion,
     ModelAnswer,
     ModelPage,
     ModelVersionAnswer,
     ModelVersionPage,
-    MoveAlias,
     NamePath,
     VersionPath,
 )
 from app.audit.actions import Action
 from app.jobs.states import JobKind
 from app.jobs.submit import submit_import
-from app.models.promote import move_alias as point_alias
 from app.models.resolve import get_version, summarise_model
 from app.models.resolve import list_models as page_models
 from app.models.resolve import list_versions as page_versions
+from app.models.retire import delete_version
 from app.models.tables import ModelVersion
 from app.tenants.scopes import Scope
 
-resource = Resource("models", "Models", "Names, their immutable versions, movable aliases.")
+resource = Resource("models", "Models", "Names and their immutable versions.")
 
 
 @resource.route_as("get", "/models", answers={200: ModelPage}, scope=Scope.MODELS_READ)
@@ -97,36 +95,32 @@ def list_model_versions(path: NamePath, query: PageQuery) -> Response:
 def get_model_version(path: VersionPath) -> Response:
     """Read one version of a model."""
     with parts().db.tenant(principal().tenant_id) as session:
-        return send(_find(session, path.name, path.number))
+        return send(show_version(session, path.name, path.number))
 
 
 @resource.route_as(
-    "put",
-    "/models/<name>/aliases/<alias>",
+    "delete",
+    "/models/<name>/versions/<number>",
     answers={200: ModelVersionAnswer},
     scope=Scope.MODELS_WRITE,
     problems=[409],
-    audit=Action.MODEL_ALIAS_MOVED,
+    audit=Action.MODEL_DELETED,
 )
-def move_alias(path: AliasPath, body: MoveAlias) -> Response:
-    """Point an alias at a ready version of the model.
+def delete_model_version(path: VersionPath) -> Response:
+    """Give up an archived or failed version.
 
-    Jobs took their version when they were submitted: those that run do not change.
+    Its weights are deleted a few minutes later, once no open job uses them; number, scores and
+    lineage stay. Until then it can be restored.
     """
     tenant_id = principal().tenant_id
     with parts().db.tenant(tenant_id) as session:
-        version = get_version(session, tenant_id, f"{path.name}@{body.version}")
-        point_alias(session, tenant_id, path.name, path.alias, version.id)
-        record(
-            session,
-            target=f"{path.name}@{path.alias}",
-            version=body.version,
-            version_id=version.id,
-        )
-        return send(_find(session, path.name, body.version))
+        delete_version(session, tenant_id, path.name, path.number)
+        record(session, target=f"{path.name}@{path.number}")
+        return send(show_version(session, path.name, path.number))
 
 
-def _find(session: Session, name: str, number: int) -> ModelVersionAnswer:
+def show_version(session: Session, name: str, number: int) -> ModelVersionAnswer:
+    """A version of the caller's model as it is shown."""
     tenant_id = principal().tenant_id
     version = get_version(session, tenant_id, f"{name}@{number}")
     return _show(name, version, summarise_model(session, tenant_id, name).aliases)

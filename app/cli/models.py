@@ -1,4 +1,8 @@
-"""``darkroom models import | list | show | alias``; sharing stands in :mod:`app.cli.sharing`."""
+"""``darkroom models import | list | show | alias``.
+
+Sharing stands in :mod:`app.cli.sharing`, promotion and what else moves versions in
+:mod:`app.cli.catalogue`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli import sharing
+from app.cli import catalogue, sharing
 from app.cli.connect import GuardedGroup, JsonFlag, connect
 from app.cli.console import answer, note, print_fields, print_json, print_table, say, state_text
 from app.cli.follow import finish, follow
@@ -158,6 +162,10 @@ def show(
                 "parameters",
                 count_text(version.parameter_count) if version.parameter_count else None,
             ),
+            (
+                "operations",
+                f"{count_text(version.macs)} multiply-adds an image" if version.macs else None,
+            ),
             ("weights", bytes_text(version.weights_bytes) if version.weights_bytes else None),
             ("weights sha256", version.weights_sha256),
             ("preprocess", pairs_text(version.preprocess)),
@@ -189,5 +197,16 @@ def _accuracy(version: ModelVersion) -> str:
     return f"{accuracy:.4f}" if isinstance(accuracy, (int, float)) else ""
 
 
-for command in (sharing.grant, sharing.revoke, sharing.grants, sharing.shared, sharing.export):
+for command in (
+    catalogue.promote,
+    catalogue.rollback,
+    catalogue.gate,
+    catalogue.moves,
+    catalogue.scores,
+    catalogue.archive,
+    catalogue.restore,
+    catalogue.delete,
+):
     app.command()(command)
+for shared in (sharing.grant, sharing.revoke, sharing.grants, sharing.shared, sharing.export):
+    app.command()(shared)

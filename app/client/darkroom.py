@@ -11,6 +11,7 @@ import httpx2
 from app.client.address import find_address
 from app.client.artifacts import Artifacts
 from app.client.audit import Audit
+from app.client.catalogue import Catalogue
 from app.client.datasets import Datasets
 from app.client.jobs import Jobs
 from app.client.keys import Keys
@@ -61,6 +62,7 @@ class Darkroom:
         self.jobs = Jobs(self.transport)
         self.datasets = Datasets(self.transport)
         self.models = Models(self.transport)
+        self.catalogue = Catalogue(self.transport)
         self.artifacts = Artifacts(self.transport)
         self.keys = Keys(self.transport)
         self.webhooks = Webhooks(self.transport)

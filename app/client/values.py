@@ -259,11 +259,15 @@ class ModelVersion(Value):
     weights_sha256: str | None = None
     weights_bytes: int | None = None
     parameter_count: int | None = None
+    #: Multiply-accumulate operations for one image.
+    macs: int | None = None
     scores: Mapping[str, Any] | None = None
     lineage: Mapping[str, Any] = field(default_factory=dict)
     job_id: str | None = None
     created_at: datetime | None = None
     ready_at: datetime | None = None
+    delete_asked_at: datetime | None = None
+    deleted_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,6 +279,45 @@ class Model(Value):
     aliases: Mapping[str, int] = field(default_factory=dict)
     version_count: int = 0
     latest_number: int = 0
+    created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alias(Value):
+    """Where an alias points; ``verdict`` is what its gate found when it was last moved."""
+
+    model: str = ""
+    alias: str = ""
+    version: int = 0
+    version_id: str = ""
+    gate: Mapping[str, Any] | None = None
+    verdict: Mapping[str, Any] | None = None
+    updated_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AliasMove(Value):
+    """One move of an alias: ``moved``, ``promoted`` or ``rolled_back``."""
+
+    id: str
+    alias: str = ""
+    kind: str = ""
+    from_version: int | None = None
+    to_version: int = 0
+    verdict: Mapping[str, Any] | None = None
+    created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation(Value):
+    """How good a version was on the images of one split of a dataset version."""
+
+    id: str
+    dataset: str = ""
+    split: str | None = None
+    items: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    job_id: str = ""
     created_at: datetime | None = None
 
 

@@ -83,6 +83,9 @@ class Cleanup:
             cleanup_weights.BATCH,
             lambda: cleanup_weights.give_up_weights(db, upload_days=self._upload_days),
         )
+        self._drain(
+            cleanup_weights.BATCH, lambda: cleanup_weights.delete_given_up(db, store, bucket)
+        )
         return Cleaned(
             repaired=repaired,
             torn=torn,

@@ -79,6 +79,7 @@ def complete_version(
     weights_sha256: str,
     weights_bytes: int,
     parameter_count: int,
+    macs: int | None = None,
     sealed_sha256: str | None = None,
     scores: Mapping[str, Any] | None = None,
     lineage: Mapping[str, Any] | None = None,
@@ -96,7 +97,8 @@ def complete_version(
         session,
         ModelVersion,
         VersionState.READY,
-        sources=VERSION_SOURCES[VersionState.READY],
+        # Not an archived one: that becomes ready again with the weights that it has.
+        sources={VersionState.PENDING},
         where=[ModelVersion.tenant_id == tenant_id, ModelVersion.id == version_id],
         values={
             "arch": spec.arch,
@@ -109,6 +111,7 @@ def complete_version(
             "weights_bytes": weights_bytes,
             "sealed_sha256": sealed_sha256,
             "parameter_count": parameter_count,
+            "macs": macs,
             "scores": None if scores is None else dict(scores),
             "lineage": ModelVersion.lineage.concat(dict(lineage or {})),
         },

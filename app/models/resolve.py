@@ -74,6 +74,7 @@ def resolve_version(session: Session, tenant_id: str, reference: str) -> ModelVe
             VersionState.PENDING: "its job is not done yet",
             VersionState.FAILED: "its job failed",
             VersionState.ARCHIVED: "it takes no new jobs",
+            VersionState.DELETED: "its weights are gone",
         }[VersionState(version.state)]
         raise ConflictError(
             f"model version {reference[:120]!r} is {version.state}: {reason}",
@@ -131,6 +132,26 @@ def get_model(session: Session, tenant_id: str, name: str) -> Model:
             code="model_not_found",
         )
     return model
+
+
+def find_alias(
+    session: Session, tenant_id: str, model: str, alias: str
+) -> tuple[Alias, ModelVersion]:
+    """An alias of a model and the version that it points to.
+
+    Raises:
+        NotFoundError: ``model_not_found``; the detail lists what exists.
+    """
+    found = get_model(session, tenant_id, model)
+    row = session.execute(
+        select(Alias, ModelVersion)
+        .join(ModelVersion, ModelVersion.id == Alias.version_id)
+        .where(Alias.tenant_id == tenant_id, Alias.model_id == found.id, Alias.name == alias)
+        .execution_options(populate_existing=True)
+    ).one_or_none()
+    if row is None:
+        raise _no_such_version(session, tenant_id, found, alias)
+    return row[0], row[1]
 
 
 def list_models(

@@ -1,4 +1,4 @@
-"""The states of a model version: what each means, and who moves a row out of it."""
+"""The states of a model version, and how its aliases move: what each word means."""
 
 from __future__ import annotations
 
@@ -17,10 +17,25 @@ class VersionState(enum.StrEnum):
     ARCHIVED = "archived"
     #: Its job failed; never served.
     FAILED = "failed"
+    #: Given up by its owner, and used by no open job: the weights are gone or go next, number,
+    #: scores and lineage stay. The dispatcher's clean-up moves it here.
+    DELETED = "deleted"
 
 
 VERSION_SOURCES: Mapping[VersionState, frozenset[VersionState]] = {
-    VersionState.READY: frozenset({VersionState.PENDING}),
+    VersionState.READY: frozenset({VersionState.PENDING, VersionState.ARCHIVED}),
     VersionState.FAILED: frozenset({VersionState.PENDING}),
     VersionState.ARCHIVED: frozenset({VersionState.READY}),
+    VersionState.DELETED: frozenset({VersionState.ARCHIVED, VersionState.FAILED}),
 }
+
+
+class MoveKind(enum.StrEnum):
+    """How an alias came to point where it points."""
+
+    #: Set by hand, or by the job that made the version, where no gate stands before the alias.
+    MOVED = "moved"
+    #: Let through by a gate.
+    PROMOTED = "promoted"
+    #: Put back to the version before.
+    ROLLED_BACK = "rolled_back"

@@ -1,4 +1,4 @@
-"""Machine-learning models as rows: names, versions, aliases, and who else may use them."""
+"""Machine-learning models as rows: names, versions, aliases, scores, and who else may use them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Double,
     ForeignKey,
     Index,
     Integer,
     Text,
     UniqueConstraint,
     func,
+    text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 import app.tenants.tables  # noqa: F401  (foreign keys point to it)
+from app.datasets.tables import Split
 from app.db.base import Base, Id, Json, JsonList, Moment, of_same_tenant, one_of
 from app.models.rights import Answers
-from app.models.states import VersionState
+from app.models.states import MoveKind, VersionState
+
+#: Versions that are given up and whose weights still lie there.
+GIVEN_UP = "delete_asked_at IS NOT NULL AND weights_key IS NOT NULL"
 
 
 class Model(Base):
@@ -69,6 +75,8 @@ class ModelVersion(Base):
     #: SHA-256 of the object at ``weights_key``; empty where the weights lie in clear.
     sealed_sha256: Mapped[str | None] = mapped_column(Text)
     parameter_count: Mapped[int | None] = mapped_column(BigInteger)
+    #: Multiply-accumulate operations for one image.
+    macs: Mapped[int | None] = mapped_column(BigInteger)
     #: Scores on the held-out split of the data it was trained on.
     scores: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     #: Where it came from: job, dataset version, recipe, or the file and its digest.
@@ -76,6 +84,9 @@ class ModelVersion(Base):
     job_id: Mapped[Id | None]
     created_at: Mapped[Moment] = mapped_column(server_default=func.now())
     ready_at: Mapped[Moment | None]
+    #: When its owner gave it up; the weights go once no open job uses them.
+    delete_asked_at: Mapped[Moment | None]
+    deleted_at: Mapped[Moment | None]
 
     __table_args__ = (
         of_same_tenant("model_id", "models"),
@@ -89,6 +100,11 @@ class ModelVersion(Base):
         ),
         CheckConstraint("sealed_sha256 IS NULL OR sealed_key IS NOT NULL", name="sealed"),
         Index("ix_model_versions_tenant_id_id", "tenant_id", "id", unique=True),
+        Index(
+            "ix_model_versions_given_up",
+            "delete_asked_at",
+            postgresql_where=text(GIVEN_UP),
+        ),
     )
 
 
@@ -106,6 +122,86 @@ class Alias(Base):
     __table_args__ = (
         of_same_tenant("model_id", "models"),
         of_same_tenant("version_id", "model_versions"),
+    )
+
+
+class AliasMove(Base):
+    """One move of an alias; rows are only ever added, so a move can be taken back."""
+
+    __tablename__ = "alias_moves"
+
+    id: Mapped[Id] = mapped_column(primary_key=True)
+    tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
+    model_id: Mapped[Id]
+    alias: Mapped[str] = mapped_column(Text)
+    kind: Mapped[str] = mapped_column(Text)
+    #: Where it pointed before; NULL for the first move.
+    from_version_id: Mapped[Id | None]
+    to_version_id: Mapped[Id]
+    #: What the gate compared, see :class:`app.models.gate.Verdict`.
+    verdict: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    created_at: Mapped[Moment] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        of_same_tenant("model_id", "models"),
+        of_same_tenant("from_version_id", "model_versions"),
+        of_same_tenant("to_version_id", "model_versions"),
+        CheckConstraint(one_of("kind", MoveKind), name="kind"),
+        Index("ix_alias_moves_model_id_alias_id", "model_id", "alias", "id"),
+    )
+
+
+class Gate(Base):
+    """What a version must show before an alias may point at it."""
+
+    __tablename__ = "gates"
+
+    model_id: Mapped[Id] = mapped_column(primary_key=True)
+    alias: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
+    #: A word of :data:`app.models.gate.METRICS`.
+    metric: Mapped[str] = mapped_column(Text)
+    #: By how much at least the metric must be above that of the version in place; below 0, by how
+    #: much it may be worse.
+    margin: Mapped[float] = mapped_column(Double)
+    #: What the metric must be at least, whatever is in place.
+    minimum: Mapped[float | None] = mapped_column(Double)
+    #: The dataset that both must have been evaluated on; NULL is any.
+    dataset_id: Mapped[Id | None]
+    created_at: Mapped[Moment] = mapped_column(server_default=func.now())
+    updated_at: Mapped[Moment] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        of_same_tenant("model_id", "models"),
+        of_same_tenant("dataset_id", "datasets"),
+    )
+
+
+class Evaluation(Base):
+    """How good a version was on one split of a dataset version."""
+
+    __tablename__ = "evaluations"
+
+    id: Mapped[Id] = mapped_column(primary_key=True)
+    tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
+    model_version_id: Mapped[Id]
+    dataset_version_id: Mapped[Id]
+    #: NULL where it was the whole version.
+    split: Mapped[str | None] = mapped_column(Text)
+    #: The job that found out: of kind finetune or evaluate.
+    job_id: Mapped[Id]
+    #: Images that were answered.
+    items: Mapped[int] = mapped_column(BigInteger)
+    #: Name → number, such as ``{"accuracy": 0.98}``.
+    metrics: Mapped[Json]
+    created_at: Mapped[Moment] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        of_same_tenant("model_version_id", "model_versions"),
+        of_same_tenant("dataset_version_id", "dataset_versions"),
+        of_same_tenant("job_id", "jobs", use_alter=True),
+        CheckConstraint(f"split IS NULL OR {one_of('split', Split)}", name="split"),
+        Index("ix_evaluations_model_version_id_id", "model_version_id", "id"),
     )
 
 

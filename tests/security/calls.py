@@ -18,6 +18,8 @@ BODIES: dict[str, Any] = {
     "freeze_dataset": {"name": "frozen", "input": {"upload": "{ready_upload_id}"}},
     "import_version": import_body()["options"],
     "move_alias": {"version": 1},
+    "put_gate": {"metric": "accuracy"},
+    "promote": {"version": 1, "gate": {"metric": "accuracy"}},
     "link_artifact": {},
     "create_key": {"name": "made", "scopes": ["jobs:read"]},
     "rotate_key": {},

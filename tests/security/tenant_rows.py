@@ -19,6 +19,8 @@ from app.db.session import Database
 from app.ids import ARTIFACT, DATASET, DATASET_VERSION, MODEL, new_id
 from app.jobs.states import ChunkTask
 from app.jobs.tables import Artifact, Chunk, Item
+from app.models.evaluations import record_evaluation
+from app.models.gate import GateRule, set_gate
 from app.models.tables import Model
 from app.tenants.keys import create_key
 from app.tenants.scopes import Scope
@@ -48,6 +50,17 @@ def furnish_all(database: Database) -> str:
     add_key(database, tenant_id, "k", 0)
     _add_childless(database, tenant_id)
     with database.tenant(tenant_id) as session:
+        set_gate(session, tenant_id, "pets", "production", GateRule("f1", dataset="pets"))
+        record_evaluation(
+            session,
+            tenant_id,
+            version_id=owned.model_version_id,
+            dataset_version_id=owned.dataset_version_id,
+            split=None,
+            job_id=owned.job_id,
+            items=1,
+            scores={},
+        )
         job = add_job(session, tenant_id)
         retry = add_job(session, tenant_id)
         retry.retry_of = job.id

@@ -15,6 +15,7 @@ from app.training.recipe import TrainingRecipe
 from worker.evaluation.scores import Scores, score
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
+from worker.recognisers.cost import count_macs
 from worker.recognisers.preprocess import Normalise
 from worker.recognisers.registry import default_preprocess
 from worker.recognisers.weights import check_weights, save_weights
@@ -22,7 +23,7 @@ from worker.tasks.checkpoints import Checkpoints
 from worker.tasks.door import let_go
 from worker.tasks.files import memory_file, path_of
 from worker.tasks.splits import load_splits
-from worker.tasks.versions import register_version, store_weights
+from worker.tasks.versions import Tested, register_version, store_weights
 from worker.training.data import TrainingStoppedError
 from worker.training.fit import EpochReport, evaluate, fit
 
@@ -69,7 +70,15 @@ def finetune_chunk(process: WorkerProcess, held: HeldLease) -> None:
     scores = score(tested.predicted, test.targets, spec.classes)
     with memory_file() as file:
         save_weights(module, path_of(file))
-        _register(process, held, spec, file, scores, unread=len(train.failed) + len(test.failed))
+        _register(
+            process,
+            held,
+            spec,
+            file,
+            scores,
+            tested=Tested(lease.dataset_version_id, Split.TEST, len(test)),
+            unread=len(train.failed) + len(test.failed),
+        )
 
 
 def _log_epoch(session: Session, lease: Lease, report: EpochReport) -> None:
@@ -96,6 +105,7 @@ def _register(
     file: BufferedRandom,
     scores: Scores,
     *,
+    tested: Tested,
     unread: int,
 ) -> None:
     """Store the weights, then make version, alias and job's end true in one transaction."""
@@ -117,6 +127,8 @@ def _register(
         spec,
         stored,
         parameter_count=report.parameters,
+        macs=count_macs(spec),
         result=result,
         scores=scores.as_dict(),
+        tested=tested,
     )

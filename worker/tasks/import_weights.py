@@ -23,6 +23,7 @@ from app.storage.ranged import open_ranged
 from app.uploads.tables import Upload, UploadState
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
+from worker.recognisers.cost import count_macs
 from worker.recognisers.header import check_header_of
 from worker.recognisers.registry import default_preprocess, imagenet_classes
 from worker.recognisers.weights import check_weights, save_weights
@@ -62,6 +63,7 @@ def import_chunk(process: WorkerProcess, held: HeldLease) -> None:
         spec,
         stored,
         parameter_count=report.parameters,
+        macs=count_macs(spec),
         result=result,
         lineage={"weights_sha256": stored.sha256},
         also=lambda session: unneeded.append(_settle(session, lease)),

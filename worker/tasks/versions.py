@@ -6,17 +6,22 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
+from app.datasets.tables import Split
 from app.errors import InvalidInputError, StorageError
 from app.jobs.claim import Lease
 from app.jobs.record import record_chunk
+from app.jobs.tables import Job
 from app.log import get_logger
-from app.models.promote import move_alias
+from app.models.evaluations import record_evaluation
+from app.models.promote import settle_alias
 from app.models.register import complete_version
 from app.models.resolve import get_version, spec_of
 from app.models.shared import SharedVersion
@@ -183,6 +188,16 @@ def store_weights(process: WorkerProcess, held: HeldLease, file: BufferedRandom)
     return store_sealed(process, lease, key, file, on_part=held.move)
 
 
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """On what a version was evaluated by the job that made it."""
+
+    dataset_version_id: str
+    split: Split
+    #: Images that were answered.
+    items: int
+
+
 def register_version(
     process: WorkerProcess,
     lease: Lease,
@@ -190,12 +205,17 @@ def register_version(
     stored: SealedFile,
     *,
     parameter_count: int,
+    macs: int,
     result: Mapping[str, Any],
     scores: Mapping[str, Any] | None = None,
+    tested: Tested | None = None,
     lineage: Mapping[str, Any] | None = None,
     also: Callable[[Session], None] = lambda _: None,
 ) -> None:
     """Make the version, its alias and the end of its job true in one transaction, with ``also``.
+
+    ``scores`` are those of ``tested``. Where a gate keeps the alias, the job's result says why
+    under ``promotion``; the version is ready all the same.
 
     Raises:
         FencedError: the lease was lost; nothing is written.
@@ -214,13 +234,38 @@ def register_version(
             weights_bytes=stored.size_bytes,
             sealed_sha256=stored.sealed_sha256,
             parameter_count=parameter_count,
+            macs=macs,
             scores=scores,
             lineage=lineage,
         )
+        if tested is not None:
+            record_evaluation(
+                session,
+                lease.tenant_id,
+                version_id=version_id,
+                dataset_version_id=tested.dataset_version_id,
+                split=tested.split,
+                job_id=lease.job_id,
+                items=tested.items,
+                scores=scores or {},
+            )
         if options["alias"]:
-            move_alias(session, lease.tenant_id, options["model"], options["alias"], version_id)
+            _settle(session, lease, options["model"], options["alias"])
         also(session)
     log.info("version_registered", version=version_id)
+
+
+def _settle(session: Session, lease: Lease, model: str, alias: str) -> None:
+    verdict = settle_alias(session, lease.tenant_id, model, alias, str(lease.model_version_id))
+    if verdict is None:
+        return
+    log.info("gate_asked", alias=alias, passed=verdict.passed, reason=verdict.reason)
+    session.execute(
+        update(Job)
+        .where(Job.id == lease.job_id, Job.tenant_id == lease.tenant_id)
+        .values(result=Job.result.concat({"promotion": {"alias": alias, **verdict.as_dict()}}))
+        .execution_options(synchronize_session=False)
+    )
 
 
 def fetch_object(

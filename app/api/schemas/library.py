@@ -125,7 +125,7 @@ class ModelVersionAnswer(Answer):
     id: str
     model: str
     number: int
-    state: Literal["pending", "ready", "archived", "failed"]
+    state: Literal["pending", "ready", "archived", "failed", "deleted"]
     aliases: list[str]
     arch: str
     arch_options: dict[str, Any]
@@ -135,11 +135,16 @@ class ModelVersionAnswer(Answer):
     weights_sha256: str | None
     weights_bytes: int | None
     parameter_count: int | None
+    macs: int | None = Field(description="Multiply-accumulate operations for one image.")
     scores: dict[str, Any] | None
     lineage: dict[str, Any]
     job_id: str | None
     created_at: datetime
     ready_at: datetime | None
+    delete_asked_at: datetime | None = Field(
+        description="Since when its weights go as soon as no open job uses them."
+    )
+    deleted_at: datetime | None
 
 
 class ModelVersionPage(PageAnswer):

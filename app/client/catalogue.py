@@ -1,0 +1,104 @@
+"""Which version serves, why, and how good the others are: gates, promotions, evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from app.client.transport import Transport, road
+from app.client.values import Alias, AliasMove, Evaluation, ModelVersion
+
+
+class Catalogue:
+    """``darkroom.catalogue``."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def alias(self, model: str, alias: str = "production") -> Alias:
+        """Where an alias points, and the gate before it."""
+        return Alias.from_dict(self._call("GET", "models", model, "aliases", alias))
+
+    def moves(self, model: str, alias: str = "production") -> Iterator[AliasMove]:
+        """Every move of an alias, newest first."""
+        path = road("models", model, "aliases", alias, "moves")
+        return map(AliasMove.from_dict, self._transport.pages(path))
+
+    def set_gate(
+        self,
+        model: str,
+        alias: str = "production",
+        *,
+        metric: str = "accuracy",
+        margin: float = 0.0,
+        minimum: float | None = None,
+        dataset: str | None = None,
+    ) -> dict[str, Any]:
+        """Let an alias move only to versions that are good enough; needs the scope ``admin``."""
+        body = {"metric": metric, "margin": margin, "minimum": minimum, "dataset": dataset}
+        return self._call("PUT", "models", model, "aliases", alias, "gate", json=body)
+
+    def remove_gate(self, model: str, alias: str = "production") -> None:
+        """Take the gate before an alias away; needs the scope ``admin``."""
+        self._transport.call("DELETE", road("models", model, "aliases", alias, "gate"))
+
+    def promote(
+        self,
+        model: str,
+        number: int,
+        alias: str = "production",
+        *,
+        metric: str | None = None,
+        margin: float = 0.0,
+        minimum: float | None = None,
+        dataset: str | None = None,
+    ) -> Alias:
+        """Point an alias at a version that is good enough.
+
+        ``metric`` and what follows count only where no gate stands before the alias.
+
+        Raises:
+            ApiError: ``gate_not_passed``, ``evaluation_missing`` or ``gate_missing``.
+        """
+        body: dict[str, Any] = {"version": number}
+        if metric is not None:
+            body["gate"] = {
+                "metric": metric,
+                "margin": margin,
+                "minimum": minimum,
+                "dataset": dataset,
+            }
+        return Alias.from_dict(
+            self._call("POST", "models", model, "aliases", alias, "promote", json=body)
+        )
+
+    def roll_back(self, model: str, alias: str = "production") -> AliasMove:
+        """Point an alias at the version that it pointed to before."""
+        return AliasMove.from_dict(
+            self._call("POST", "models", model, "aliases", alias, "rollback")
+        )
+
+    def archive(self, model: str, number: int) -> ModelVersion:
+        """Let a version take no new jobs; those under way go on."""
+        return ModelVersion.from_dict(
+            self._call("POST", "models", model, "versions", number, "archive")
+        )
+
+    def restore(self, model: str, number: int) -> ModelVersion:
+        """Let an archived version take jobs again."""
+        return ModelVersion.from_dict(
+            self._call("POST", "models", model, "versions", number, "restore")
+        )
+
+    def delete(self, model: str, number: int) -> ModelVersion:
+        """Give up an archived version: its weights go once no open job uses them."""
+        return ModelVersion.from_dict(self._call("DELETE", "models", model, "versions", number))
+
+    def evaluations(self, model: str, number: int) -> Iterator[Evaluation]:
+        """How good a version was on which images, newest first."""
+        path = road("models", model, "versions", number, "evaluations")
+        return map(Evaluation.from_dict, self._transport.pages(path))
+
+    def _call(self, method: str, *parts: str | int, json: Any = None) -> dict[str, Any]:
+        body: dict[str, Any] = self._transport.call(method, road(*parts), json=json).json()
+        return body
