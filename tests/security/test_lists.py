@@ -79,7 +79,11 @@ def test_odd_lines_of_labels_are_taken_or_told(labels: bytes, faults: int, tmp_p
 
 @pytest.mark.parametrize(
     "labels",
-    [b"\xff\xfe" + "filename,label\n".encode("utf-16-le"), b"\x00" * 100, gzip.compress(HEADER)],
+    [
+        b"\xff\xfe" + "filename,label\n".encode("utf-16-le"),
+        b"\x00" * 100,
+        gzip.compress(HEADER, mtime=0),
+    ],
 )
 def test_labels_that_are_no_text_are_refused(labels: bytes, tmp_path: Path) -> None:
     assert take_labels(labels, tmp_path)["refused"] == "labels_invalid"
@@ -162,8 +166,8 @@ def test_a_hostile_row_of_csv_is_told(row: bytes, word: str, tmp_path: Path) -> 
     [
         (b"key,key\na,b\n", "m.csv"),
         (b"a,b\n1,2\n", "m.csv"),
-        (gzip.compress(bytes(50_000_000)), "m.jsonl.gz"),
-        (gzip.compress(GOOD_LINE * 1000), "m.csv"),
+        (gzip.compress(bytes(50_000_000), mtime=0), "m.jsonl.gz"),
+        (gzip.compress(GOOD_LINE * 1000, mtime=0), "m.csv"),
         (b"\x00" * 10_000_000, "m"),
         (IMAGE, "m"),
     ],
