@@ -40,6 +40,7 @@ log = get_logger(__name__)
 _DOORS: Mapping[Queue, Mapping[ChunkTask, str]] = {
     Queue.INFERENCE: {
         ChunkTask.PREDICT: "worker.tasks.predict:predict_chunk",
+        ChunkTask.EVALUATE: "worker.tasks.evaluate:evaluate_chunk",
         ChunkTask.IMPORT: "worker.tasks.import_weights:import_chunk",
     },
     Queue.TRAINING: {ChunkTask.FINETUNE: "worker.tasks.finetune:finetune_chunk"},

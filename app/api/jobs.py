@@ -20,6 +20,7 @@ from app.api.replies import Reply, as_json, json_response, page_fields, send
 from app.api.resource import Resource
 from app.api.schemas.job_answers import JobAnswer, JobPage
 from app.api.schemas.jobs import (
+    EvaluateJob,
     ExportJob,
     FinetuneJob,
     ImportJob,
@@ -33,6 +34,7 @@ from app.api.schemas.limits import limits_of
 from app.api.views import retry_after_seconds, show_job, show_jobs, show_polled_job
 from app.audit.actions import Action
 from app.errors import ForbiddenError
+from app.jobs.evaluate import submit_evaluate
 from app.jobs.poll import glance_at_job, poll_job
 from app.jobs.progress import list_jobs as page_jobs
 from app.jobs.states import TERMINAL_JOB_STATES, JobKind, JobState
@@ -45,6 +47,7 @@ resource = Resource("jobs", "Jobs", "Submit work and watch it.")
 
 SCOPE_OF_KIND = {
     JobKind.PREDICT: Scope.JOBS_WRITE,
+    JobKind.EVALUATE: Scope.JOBS_WRITE,
     JobKind.FINETUNE: Scope.MODELS_WRITE,
     JobKind.IMPORT: Scope.MODELS_WRITE,
     JobKind.EXPORT: Scope.EXPORTS,
@@ -64,8 +67,8 @@ def submit_job(body: SubmitJob) -> Response:
     """Submit a job.
 
     The answer comes at once; the job's `links.self` tells how far it is.
-    `predict` needs the scope `jobs:write`, `finetune` and `import` need `models:write`,
-    `export` needs `exports`.
+    `predict` and `evaluate` need the scope `jobs:write`, `finetune` and `import` need
+    `models:write`, `export` needs `exports`.
     """
     asked = body.root
     require_scope(SCOPE_OF_KIND[JobKind(asked.kind)])
@@ -82,13 +85,16 @@ def accepted(session: Session, job: Job) -> Reply:
     return Reply(202, as_json(show_job(session, job)), f"/v1/jobs/{job.id}")
 
 
-def _submit(session: Session, asked: PredictJob | FinetuneJob | ImportJob | ExportJob) -> Job:
+def _submit(
+    session: Session, asked: PredictJob | EvaluateJob | FinetuneJob | ImportJob | ExportJob
+) -> Job:
     tenant_id = principal().tenant_id
     parts().admission.admit_job(session, tenant_id)
     describe(kind=asked.kind, model=getattr(asked, "model", None))
     match asked:
-        case PredictJob():
-            return submit_predict(
+        case PredictJob() | EvaluateJob():
+            submit = submit_predict if isinstance(asked, PredictJob) else submit_evaluate
+            return submit(
                 session,
                 tenant_id,
                 source=asked.input.model_dump(exclude_none=True),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _TITLE = {
     "predict": "recognising",
+    "evaluate": "recognising",
     "ingest": "unpacking",
     "finetune": "training",
     "export": "exporting",
@@ -33,7 +34,7 @@ _TITLE = {
 }
 #: States that say more than the kind of the job does.
 _SAID_AS_THEY_ARE = frozenset(
-    {"validating", "queued", "paused", "cancelling", "cancelled", "failed", "expired"}
+    {"validating", "queued", "finalizing", "paused", "cancelling", "cancelled", "failed", "expired"}
 )
 #: Failed items read for the summary of their codes.
 _MOST_FAILED = 10_000
@@ -68,7 +69,9 @@ class JobView:
             self._show_epochs(job)
         title = _TITLE.get(job.kind, job.kind)
         if job.state in _SAID_AS_THEY_ARE:
-            title = {"validating": "reading the input"}.get(job.state, job.state)
+            title = {"validating": "reading the input", "finalizing": "measuring"}.get(
+                job.state, job.state
+            )
             if job.kind == "ingest" and job.state == "validating":
                 title = "queued"
         self.bar.show(_fraction(job), _facts(job), title=title, last=job.is_over)

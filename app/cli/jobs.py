@@ -55,7 +55,7 @@ class Format(StrEnum):
 def list_jobs(
     context: typer.Context,
     kind: Annotated[
-        str | None, typer.Option(help="predict, finetune, export, ingest or import.")
+        str | None, typer.Option(help="predict, evaluate, finetune, export, ingest, import.")
     ] = None,
     state: Annotated[str | None, typer.Option(help="Such as running or failed.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Jobs to show.")] = 20,

@@ -13,6 +13,7 @@ from app.cli.connect import GuardedGroup, JsonFlag, Service, connect
 from app.cli.control import cancel, pause, resume, retry
 from app.cli.demo import demo, demo_photos
 from app.cli.doctor import doctor
+from app.cli.evaluate import evaluate
 from app.cli.events import events
 from app.cli.exits import EXIT_CODES
 from app.cli.finetune import finetune
@@ -109,6 +110,7 @@ app.add_typer(uploads.app, name="uploads", rich_help_panel=_IMAGES)
 app.add_typer(datasets.app, name="datasets", rich_help_panel=_MODELS)
 app.add_typer(models.app, name="models", rich_help_panel=_MODELS)
 app.command(rich_help_panel=_MODELS)(finetune)
+app.command(rich_help_panel=_MODELS)(evaluate)
 app.add_typer(keys.app, name="keys", rich_help_panel=_SERVICE)
 app.add_typer(webhooks.app, name="webhooks", rich_help_panel=_SERVICE)
 tenants.app.command("locations")(show_locations)

@@ -172,6 +172,7 @@ def show(
             ("preprocess sha256", version.preprocess_sha256),
             ("classes", f"{len(version.classes):,}: {classes}" if version.classes else None),
             ("scores", pairs_text(version.scores)),
+            ("calibration", pairs_text(version.calibration)),
             ("lineage", pairs_text(version.lineage)),
             ("made", ago_text(version.created_at)),
         )

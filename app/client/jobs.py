@@ -56,6 +56,44 @@ class Jobs:
             idempotency_key=idempotency_key,
         )
 
+    def submit_evaluate(
+        self,
+        source: Mapping[str, Any],
+        model: str,
+        *,
+        top_k: int | None = None,
+        bootstrap_samples: int | None = None,
+        hardest: int | None = None,
+        seed: int | None = None,
+        keep_temperature: bool | None = None,
+        priority: int = 0,
+        deadline: datetime | None = None,
+        max_failed: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Measure ``model`` on every labelled image of ``source``, as for :meth:`submit_predict`.
+
+        The job's ``result`` holds the scores, and its artifacts the report as HTML, JSON and CSV.
+        """
+        return self._submit(
+            "evaluate",
+            input=dict(source),
+            model=model,
+            options={
+                "top_k": top_k,
+                "bootstrap_samples": bootstrap_samples,
+                "hardest": hardest,
+                "seed": seed,
+                "keep_temperature": keep_temperature,
+            },
+            priority=priority,
+            deadline=_moment(deadline),
+            max_failed=max_failed,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+        )
+
     def submit_finetune(
         self,
         dataset: str,

@@ -262,6 +262,7 @@ class ModelVersion(Value):
     #: Multiply-accumulate operations for one image.
     macs: int | None = None
     scores: Mapping[str, Any] | None = None
+    calibration: Mapping[str, Any] | None = None
     lineage: Mapping[str, Any] = field(default_factory=dict)
     job_id: str | None = None
     created_at: datetime | None = None

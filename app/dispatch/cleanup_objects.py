@@ -153,7 +153,7 @@ def tidy_checkpoints(db: Database, store: ObjectStore, bucket: str) -> int:
 
 
 def tidy_jobs(db: Database, store: ObjectStore, bucket: str) -> int:
-    """Delete what lost attempts of ended jobs had stored, checkpoints too; how many jobs.
+    """Delete what ended jobs had stored and no row names, such as of lost attempts; how many jobs.
 
     Raises:
         UnavailableError: a part does not answer.
@@ -171,7 +171,7 @@ def tidy_jobs(db: Database, store: ObjectStore, bucket: str) -> int:
         )
         .outerjoin(ModelVersion, ModelVersion.id == Job.model_version_id)
         .where(
-            Job.kind.in_([JobKind.EXPORT, JobKind.FINETUNE, JobKind.IMPORT]),
+            Job.kind.in_([JobKind.EXPORT, JobKind.FINETUNE, JobKind.IMPORT, JobKind.EVALUATE]),
             Job.tidied_at.is_(None),
             Job.ended_at < func.now() - LEFTOVER_AGE,
         )

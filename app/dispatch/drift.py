@@ -11,8 +11,17 @@ from sqlalchemy.orm import Session
 
 from app.db.session import Database
 from app.dispatch.apart import each_apart
-from app.jobs.finalize import close_job, fail_job
-from app.jobs.states import TERMINAL_JOB_STATES, ChunkState, ItemState, JobKind, JobState
+from app.jobs.finalize import add_closing_chunk, close_job, fail_job
+from app.jobs.states import (
+    CLOSING_TASKS,
+    JOB_SOURCES,
+    PLANNED_KINDS,
+    TERMINAL_JOB_STATES,
+    ChunkState,
+    ItemState,
+    JobKind,
+    JobState,
+)
 from app.jobs.tables import Chunk, Item, Job
 from app.log import get_logger
 
@@ -101,7 +110,7 @@ def _is_torn(row: Any) -> bool:
 
     Only where items wait in chunks: an ingest has one chunk without a range.
     """
-    if row.kind != JobKind.PREDICT:
+    if row.kind not in PLANNED_KINDS:
         return False
     return bool(sum(_found(row).values()) + row.waiting + row.untouched != row.total)
 
@@ -161,7 +170,7 @@ def _forgotten(db: Database) -> Sequence[Row[str, str]]:
 
 def _has_no_work_left() -> list[ColumnElement[bool]]:
     return [
-        Job.state.in_([JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING, JobState.PAUSED]),
+        Job.state.in_(JOB_SOURCES[JobState.CANCELLING]),
         ~exists().where(
             Chunk.job_id == Job.id, Chunk.state.in_([ChunkState.PENDING, ChunkState.RUNNING])
         ),
@@ -176,7 +185,9 @@ def _close_forgotten(db: Database, tenant_id: str, job_id: str) -> int:
             return 0
         # Asked again under the lock, where the job's last record has committed or not begun.
         job = session.execute(
-            select(Job.total, Job.sealed_at).where(Job.id == job_id, *_has_no_work_left())
+            select(Job.kind, Job.state, Job.total, Job.sealed_at).where(
+                Job.id == job_id, *_has_no_work_left()
+            )
         ).first()
         if job is None:
             return 0
@@ -196,5 +207,9 @@ def _close_forgotten(db: Database, tenant_id: str, job_id: str) -> int:
             .values(counted | {"cancelled": 0, "expired": 0})
             .execution_options(synchronize_session=False)
         )
-        close_job(session, tenant_id, job_id)
+        task = CLOSING_TASKS.get(JobKind(job.kind))
+        if job.state == JobState.FINALIZING and task is not None:
+            add_closing_chunk(session, tenant_id, job_id, task)
+        else:
+            close_job(session, tenant_id, job_id)
         return 1

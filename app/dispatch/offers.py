@@ -30,11 +30,11 @@ _OFFERS = text(
     """
     WITH RECURSIVE owners AS (
         (SELECT tenant_id FROM jobs
-         WHERE state IN ('validating', 'queued', 'running')
+         WHERE state IN ('validating', 'queued', 'running', 'finalizing')
          ORDER BY tenant_id LIMIT 1)
         UNION ALL
         SELECT (SELECT tenant_id FROM jobs
-                WHERE state IN ('validating', 'queued', 'running')
+                WHERE state IN ('validating', 'queued', 'running', 'finalizing')
                   AND tenant_id > owners.tenant_id
                 ORDER BY tenant_id LIMIT 1)
         FROM owners
@@ -69,7 +69,7 @@ _OFFERS = text(
                     SELECT coalesce(t.since, coalesce(j.queued_at, j.created_at) - :step) AS since
                 ) arrived
                 WHERE j.tenant_id = tenants.tenant_id
-                  AND j.state IN ('validating', 'queued', 'running')
+                  AND j.state IN ('validating', 'queued', 'running', 'finalizing')
                   AND (j.state <> 'validating' OR :plans)
                 ORDER BY arrived.since - j.priority * CAST(:step AS interval), j.id
                 -- Keeps the order of the rows, so that LIMIT ends the search early.

@@ -13,7 +13,14 @@ from app.db.transition import transition
 from app.errors import FencedError
 from app.jobs.items import slice_items
 from app.jobs.move import move_job
-from app.jobs.states import CHUNK_SOURCES, ChunkState, ChunkTask, JobKind, JobState
+from app.jobs.states import (
+    CHUNK_SOURCES,
+    CLOSING_TASKS,
+    ChunkState,
+    ChunkTask,
+    JobKind,
+    JobState,
+)
 from app.jobs.tables import Chunk, Job
 
 #: Kills, or faults nobody knows, after which a chunk of items is not run again as it is: it is
@@ -87,6 +94,7 @@ def claim_chunk(
         or_(
             and_(Job.state == JobState.VALIDATING, Chunk.task == ChunkTask.PLAN),
             and_(Job.state.in_([JobState.QUEUED, JobState.RUNNING]), Chunk.task != ChunkTask.PLAN),
+            and_(Job.state == JobState.FINALIZING, Chunk.task.in_(CLOSING_TASKS.values())),
         ),
     )
     rows = transition(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import exists, func, select
+from sqlalchemy import exists, func, insert, select
 from sqlalchemy.orm import Session
 
 from app.db.transition import transition
+from app.ids import CHUNK, new_id
 from app.jobs.move import move_job
 from app.jobs.states import (
     CHUNK_SOURCES,
+    CLOSING_TASKS,
     JOB_SOURCES,
     ChunkState,
+    ChunkTask,
     JobKind,
     JobState,
     StopReason,
@@ -20,20 +23,44 @@ from app.jobs.states import (
 from app.jobs.tables import Chunk, Job
 from app.models.register import fail_version
 from app.points import reach
+from app.queues.names import QUEUE_OF_TASK
 from app.uploads.settle import settle_upload
 
 
 def close_job(session: Session, tenant_id: str, job_id: str) -> None:
     """Close a job whose last item is recorded; the caller's transaction holds the job's row.
 
-    Succeeded, partially succeeded or failed, by its counts.
+    Where its kind has closing work that is begun, by one chunk more, and that chunk's record ends
+    the job; else it ends now. Nothing is left to measure where every item failed.
     """
     if not move_job(session, tenant_id, job_id, JobState.FINALIZING):
         return
     reach("close")
-    job = session.execute(
-        select(Job.total, Job.succeeded, Job.failed, Job.skipped).where(Job.id == job_id)
-    ).one()
+    job = session.execute(select(Job.kind, Job.total, Job.failed).where(Job.id == job_id)).one()
+    task = CLOSING_TASKS.get(JobKind(job.kind))
+    if task is not None and job.failed < job.total:
+        add_closing_chunk(session, tenant_id, job_id, task)
+    else:
+        end_job(session, tenant_id, job_id)
+
+
+def add_closing_chunk(session: Session, tenant_id: str, job_id: str, task: ChunkTask) -> None:
+    """The chunk of a job's closing work; it has no items, so no count changes."""
+    session.execute(
+        insert(Chunk).values(
+            id=new_id(CHUNK),
+            tenant_id=tenant_id,
+            job_id=job_id,
+            task=task,
+            queue=QUEUE_OF_TASK[task],
+            state=ChunkState.PENDING,
+        )
+    )
+
+
+def end_job(session: Session, tenant_id: str, job_id: str) -> None:
+    """End a finalizing job: succeeded, partially succeeded or failed, by its counts."""
+    job = session.execute(select(Job.total, Job.failed).where(Job.id == job_id)).one()
     if job.total and job.failed == job.total:
         error = {
             "code": "all_items_failed",

@@ -18,6 +18,7 @@ from app.db.session import Database
 from app.errors import InvalidInputError
 from app.ids import CHUNK, new_id
 from app.jobs.claim import Lease
+from app.jobs.evaluate import most_evaluated_items
 from app.jobs.inputs import Fault, Found, read_input
 from app.jobs.item_quota import ItemQuota
 from app.jobs.items import JobItem, fetched_together, pack_items
@@ -254,6 +255,8 @@ def _full_chunk(session: Session, lease: Lease, settings: Settings) -> int:
     size = session.scalar(select(Job.chunk_items).where(Job.id == lease.job_id))
     if size is None:
         size = settings.chunk_items or _chunk_size(session, lease)
+        if lease.kind is JobKind.EVALUATE:
+            size = min(size, most_evaluated_items(session, lease))
         session.execute(
             update(Job)
             .where(Job.id == lease.job_id, Job.tenant_id == lease.tenant_id)

@@ -21,6 +21,7 @@ from app.jobs.events import EVENT_COLUMNS, PROGRESS, add_event, event_values
 from app.jobs.finalize import (
     close_job,
     close_stopped_if_let_go,
+    end_job,
     fail_job,
     lock_open_chunks,
     stopped_as,
@@ -54,6 +55,9 @@ def record_chunk(
     job = _count(session, lease, rows, extra={"result": result} if result is not None else {})
     if job.state == JobState.CANCELLING:
         close_stopped_if_let_go(session, lease.tenant_id, lease.job_id)
+    elif job.state == JobState.FINALIZING:
+        # This was its closing work.
+        end_job(session, lease.tenant_id, lease.job_id)
     elif job.sealed_at is not None and job.done == job.total:
         close_job(session, lease.tenant_id, lease.job_id)
 

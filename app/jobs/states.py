@@ -11,6 +11,8 @@ class JobKind(enum.StrEnum):
 
     #: Recognise every item with one model version.
     PREDICT = "predict"
+    #: Recognise every labelled item with one model version, and measure how right it is.
+    EVALUATE = "evaluate"
     #: Train a recogniser on a dataset version and register what comes out.
     FINETUNE = "finetune"
     #: Write the results of another job to a file.
@@ -30,8 +32,8 @@ class JobState(enum.StrEnum):
     QUEUED = "queued"
     #: At least one chunk was claimed; the last record moves it on.
     RUNNING = "running"
-    #: All chunks are done, the outcome is being written; ends in the same transaction
-    #: unless the kind has closing work.
+    #: All items are done; ends in the same transaction, unless the kind has closing work: an
+    #: evaluation's report is the work of one chunk more, and its record ends the job.
     FINALIZING = "finalizing"
     #: Held by the client: nothing of it is claimed, and what was running is given back; the
     #: client's resume moves it back to where it stood.
@@ -86,7 +88,8 @@ JOB_SOURCES: Mapping[JobState, frozenset[JobState]] = {
     JobState.PAUSED: frozenset({JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING}),
     # From PAUSED too: what a worker had in hand may have been the last.
     JobState.FINALIZING: _GOING_ON,
-    JobState.CANCELLING: _GOING_ON,
+    # From FINALIZING where there is closing work to stop.
+    JobState.CANCELLING: _GOING_ON | {JobState.FINALIZING},
     JobState.SUCCEEDED: frozenset({JobState.FINALIZING}),
     JobState.PARTIALLY_SUCCEEDED: frozenset({JobState.FINALIZING}),
     # From CANCELLING where the failure budget or the training minutes were the reason.
@@ -101,11 +104,21 @@ class ChunkTask(enum.StrEnum):
 
     #: Read a job's input and cut it into chunks.
     PLAN = "plan"
+    #: Recognise a range of items; of a predict job or of an evaluation.
     PREDICT = "predict"
+    #: Measure an evaluation whose items are all done, and write its report.
+    EVALUATE = "evaluate"
     FINETUNE = "finetune"
     EXPORT = "export"
     INGEST = "ingest"
     IMPORT = "import"
+
+
+#: Kinds whose input a plan cuts into chunks of items.
+PLANNED_KINDS = frozenset({JobKind.PREDICT, JobKind.EVALUATE})
+
+#: What is left to do once all items of such a job are done.
+CLOSING_TASKS: Mapping[JobKind, ChunkTask] = {JobKind.EVALUATE: ChunkTask.EVALUATE}
 
 
 class ChunkState(enum.StrEnum):

@@ -166,7 +166,7 @@ class Job(Base):
             "ended_at",
             postgresql_where=text(
                 "tidied_at IS NULL AND ended_at IS NOT NULL "
-                "AND kind IN ('finetune', 'export', 'import')"
+                "AND kind IN ('finetune', 'export', 'import', 'evaluate')"
             ),
         ),
     )

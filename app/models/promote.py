@@ -1,4 +1,4 @@
-"""Moves the aliases of a model: the one thing about a version that ever changes."""
+"""Moves the aliases of a model: which of its versions a name means."""
 
 from __future__ import annotations
 

@@ -79,6 +79,8 @@ class ModelVersion(Base):
     macs: Mapped[int | None] = mapped_column(BigInteger)
     #: Scores on the held-out split of the data it was trained on.
     scores: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    #: What the last evaluation of it fitted: the temperature, and on what.
+    calibration: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     #: Where it came from: job, dataset version, recipe, or the file and its digest.
     lineage: Mapped[Json]
     job_id: Mapped[Id | None]

@@ -8,7 +8,7 @@ import enum
 class Queue(enum.StrEnum):
     """What a worker process serves; one worker, one queue."""
 
-    #: Short work on the device: recognition, checks of imported weights.
+    #: Short work on the device: recognition, reports of evaluations, checks of imported weights.
     INFERENCE = "inference"
     #: Long work on the device: fine-tuning.
     TRAINING = "training"
@@ -22,6 +22,7 @@ QUEUE_OF_TASK = {
     "ingest": Queue.IO,
     "export": Queue.IO,
     "predict": Queue.INFERENCE,
+    "evaluate": Queue.INFERENCE,
     "import": Queue.INFERENCE,
     "finetune": Queue.TRAINING,
 }

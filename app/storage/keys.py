@@ -50,6 +50,12 @@ def artifact(tenant_id: str, job_id: str, name: str) -> str:
     return f"{job_prefix(tenant_id, job_id)}artifacts/{_segment(name)}"
 
 
+def scores(tenant_id: str, job_id: str, chunk_id: str, attempt: int) -> str:
+    """The complete scores of the items that one attempt at a chunk of an evaluation recorded."""
+    name = _segment(f"{chunk_id}.{attempt}")
+    return f"{job_prefix(tenant_id, job_id)}scores/{name}.safetensors"
+
+
 def checkpoint_prefix(tenant_id: str, job_id: str) -> str:
     """Where the checkpoints of a training lie, whichever attempt wrote them."""
     return f"{job_prefix(tenant_id, job_id)}checkpoints/"

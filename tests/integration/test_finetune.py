@@ -11,7 +11,9 @@ from sqlalchemy import select
 from app.datasets.freeze import freeze_dataset
 from app.db.session import Database
 from app.errors import InvalidInputError
+from app.jobs.artifacts import list_artifacts
 from app.jobs.cancel import cancel_job
+from app.jobs.evaluate import submit_evaluate
 from app.jobs.results import page_results
 from app.jobs.states import JobState
 from app.jobs.submit import submit_finetune, submit_predict
@@ -76,6 +78,40 @@ def test_finetuned_version_answers_as_well_as_its_scores_say(
     right = [row for row in rows if row.prediction and row.prediction[0][0] == row.label]
     assert 15 <= len(rows) <= 50
     assert len(right) / len(rows) == job.result["accuracy"]
+    evaluation = evaluate(service, database, tenant_id, dataset)
+    assert evaluation.result is not None
+    for name in ("accuracy", "precision", "recall", "f1"):
+        assert evaluation.result[name] == pytest.approx(job.result[name]), name
+    assert evaluation.result["counts"]["scored"] == len(rows)
+    assert 0 < evaluation.result["auc"] <= 1
+    with database.tenant(tenant_id) as session:
+        files, _ = list_artifacts(session, tenant_id, evaluation.id)
+        version = resolve_version(session, tenant_id, "shapes@production")
+    assert [file.name for file in files] == ["report.html", "report.json", "report.csv"]
+    assert version.calibration is not None
+    assert version.calibration["on"] == f"{dataset}, test"
+
+
+def evaluate(service: Service, db: Database, tenant_id: str, dataset: str) -> Job:
+    with db.tenant(tenant_id) as session:
+        job = submit_evaluate(
+            session,
+            tenant_id,
+            source={"dataset": dataset, "split": "test"},
+            model="shapes",
+            options={
+                "top_k": 2,
+                "bootstrap_samples": 50,
+                "hardest": 3,
+                "seed": 0,
+                "keep_temperature": True,
+            },
+            own_bucket="darkroom",
+            locations=ANYWHERE,
+        )
+    job = service.wait_for_end(tenant_id, job.id)
+    assert job.state == JobState.SUCCEEDED, job.error
+    return job
 
 
 def recognise(service: Service, db: Database, tenant_id: str, source: dict[str, Any]) -> list[Item]:

@@ -36,6 +36,14 @@ JOBS: dict[str, tuple[str, dict[str, Any]]] = {
         "jobs:write",
         {"kind": "predict", "model": "digits", "input": {"prefix": "s3://bucket/x"}},
     ),
+    "evaluate": (
+        "jobs:write",
+        {
+            "kind": "evaluate",
+            "model": "digits",
+            "input": {"items": [{"key": "s3://bucket/x", "label": "cat"}]},
+        },
+    ),
     "finetune": (
         "models:write",
         {"kind": "finetune", "model": "digits", "input": {"dataset": "digits"}},

@@ -1,6 +1,8 @@
+import hashlib
 import json
 from datetime import UTC, datetime
 
+import httpx2
 import pytest
 import typer
 
@@ -153,3 +155,38 @@ def test_no_limits_are_none():
 def test_second_budget_of_the_same_kind_is_a_usage_error(texts):
     with pytest.raises(typer.BadParameter, match="at most"):
         read_max_failed(texts)
+
+
+def test_evaluate_sends_what_was_given_and_fetches_the_report(service, run, tmp_path):
+    body = b"<!doctype html>"
+    artifact = {
+        "id": "art_1",
+        "name": "report.html",
+        "size_bytes": len(body),
+        "sha256": hashlib.sha256(body).hexdigest(),
+    }
+    others = [
+        {**artifact, "id": f"art_{name}", "name": f"report.{name}"} for name in ("csv", "json")
+    ]
+    done_job = job(id="job_2", kind="evaluate", result={"accuracy": 0.9778, "auc": None})
+    service.on("POST /v1/jobs", answer(job("validating", id="job_2", kind="evaluate"), 202))
+    service.on("GET /v1/jobs/job_2", answer(done_job))
+    service.on("GET /v1/jobs/job_2/artifacts", page([*others, artifact]))
+    service.on("GET /v1/artifacts/art_1/content", httpx2.Response(200, content=body))
+    out = tmp_path / "pets.html"
+    asked = ("evaluate", "-m", "pets@3", "-d", "pets@1", "--split", "test", "--hardest", 0)
+    done = run(*asked, "--report", out)
+    assert done.exit_code == Exit.DONE, done.stderr
+    assert out.read_bytes() == body
+    assert "accuracy 0.9778" in done.stdout
+    assert sent(service, "POST /v1/jobs") == {
+        "kind": "evaluate",
+        "model": "pets@3",
+        "input": {"dataset": "pets@1", "split": "test"},
+        "options": {"hardest": 0},
+    }
+    assert run(*asked, "--report", tmp_path / "pets.pdf").exit_code == Exit.USAGE
+    assert run(*asked, "--report", tmp_path / "no" / "pets.html").exit_code == Exit.USAGE
+    assert run("evaluate", "-m", "pets").exit_code == Exit.USAGE
+    assert run("evaluate", "-m", "pets", "--upload", "upl_1").stdout == "job_2\n"
+    assert sent(service, "POST /v1/jobs")["input"] == {"upload": "upl_1"}

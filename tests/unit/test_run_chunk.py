@@ -326,3 +326,25 @@ def test_stopped_chunk_leaves_no_open_stream(decoder: DecodePool) -> None:
     outcome = recognise(OneShard(), decoder, items=items, should_stop=lambda: next(answers))
     assert len(outcome.results) == 4
     assert closed.is_set()
+
+
+def test_logits_of_answered_images_are_handed_on_by_their_ordinals(decoder: DecodePool) -> None:
+    store = pictures(7)
+    store.objects["k2"] = b"no image"
+    recogniser = small_recogniser()
+    ordinals: list[int] = []
+    rows: list[Any] = []
+
+    def keep(these: list[int], logits: Any) -> None:
+        ordinals.extend(these)
+        rows.extend(logits)
+
+    outcome = recognise(store, decoder, recogniser=recogniser, on_logits=keep)
+    assert ordinals == [0, 1, 3, 4, 5, 6]
+    answered = [each.prediction for each in outcome.results if each.prediction is not None]
+    for row, prediction in zip(rows, answered, strict=True):
+        shares = torch.from_numpy(row).softmax(dim=0)
+        best = int(shares.argmax())
+        name, score = prediction[0]
+        assert name == recogniser.spec.classes[best]
+        assert score == pytest.approx(float(shares[best]))

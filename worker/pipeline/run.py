@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -30,6 +31,9 @@ from worker.pipeline.values import (
 )
 from worker.recognisers.load import Recogniser
 
+#: Takes the ordinals of some images and their logits.
+LogitsSink = Callable[[list[int], npt.NDArray[np.float32]], None]
+
 
 class CountMismatchError(DarkroomError):
     """A chunk's results are not its items, one for one and in order."""
@@ -48,12 +52,14 @@ def run_chunk(
     should_stop: StopCheck,
     on_progress: ProgressReport,
     on_fetched: Callable[[], None] = lambda: None,
+    on_logits: LogitsSink | None = None,
 ) -> ChunkOutcome:
     """Recognise every item; one that fails carries its error and harms no other.
 
     ``should_stop`` is asked before each ImageBatch; once it says so the outcome holds the
     results so far, a prefix of the items. ``on_progress`` gets the number of items ended
-    so far, ``on_fetched`` hears of every try to read from the store that ended. The device is
+    so far, ``on_fetched`` hears of every try to read from the store that ended, ``on_logits`` gets
+    the ordinals and float32 logits [n, classes] of every image that was answered. The device is
     used under ``recogniser.lock``, with ImageBatches no larger than have fitted before.
 
     Raises:
@@ -79,11 +85,11 @@ def run_chunk(
             if images >= size or len(batch) >= 2 * size:
                 if stopped := should_stop():
                     break
-                results += _recognise(batch, recogniser, options, forward)
+                results += _recognise(batch, recogniser, options, forward, on_logits)
                 batch, images = [], 0
                 on_progress(len(results))
         if batch and not stopped and not (stopped := should_stop()):
-            results += _recognise(batch, recogniser, options, forward)
+            results += _recognise(batch, recogniser, options, forward, on_logits)
             on_progress(len(results))
     _require_prefix(items, results, stopped)
     seconds = StageSeconds(
@@ -97,6 +103,7 @@ def _recognise(
     recogniser: Recogniser,
     options: PredictOptions,
     forward: Stopwatch,
+    on_logits: LogitsSink | None,
 ) -> list[ItemResult]:
     """Results of one ImageBatch and of the failed items between its images."""
     images = [entry.pixels for entry in batch if entry.pixels is not None]
@@ -106,7 +113,10 @@ def _recognise(
         with recogniser.lock, forward:
             logits = _forward_in_parts(recogniser, pixels)
         reach("inferred")
-        answers = iter(rank_logits(logits, recogniser.spec.classes, options))
+        ranked = rank_logits(logits, recogniser.spec.classes, options)
+        if on_logits is not None:
+            _keep_answered(batch, logits, ranked, on_logits)
+        answers = iter(ranked)
     results: list[ItemResult] = []
     for entry in batch:
         answer = entry.error if entry.pixels is None else next(answers)
@@ -115,6 +125,18 @@ def _recognise(
         else:
             results.append(ItemResult(entry.item.ordinal, error=answer))
     return results
+
+
+def _keep_answered(
+    batch: list[DecodedItem], logits: Tensor, ranked: list[Ranked | ItemError], keep: LogitsSink
+) -> None:
+    ordinals = [entry.item.ordinal for entry in batch if entry.pixels is not None]
+    answered = [index for index, answer in enumerate(ranked) if isinstance(answer, list)]
+    if answered:
+        keep(
+            [ordinals[index] for index in answered],
+            logits.detach().to("cpu", torch.float32)[answered].numpy(),
+        )
 
 
 def _forward_in_parts(recogniser: Recogniser, pixels: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from app.jobs.claim import Lease, faults_so_far, release_chunk
 from app.jobs.item_rows import ItemRow
 from app.jobs.items import JobItem, unpack_items
 from app.jobs.record import record_chunk, record_prefix, record_stopped
-from app.jobs.states import ItemState
+from app.jobs.states import ItemState, JobKind
 from app.log import get_logger
-from app.models.rights import blur
+from app.models.rights import Answers, blur
 from app.models.shared import SharedVersion, require_answers
 from worker.heartbeat import HeldLease
 from worker.pipeline.run import run_chunk
@@ -22,6 +22,7 @@ from worker.pipeline.values import ItemRef, ItemResult, PredictOptions
 from worker.process import WorkerProcess
 from worker.tasks.allowed import put_between, refuse_items
 from worker.tasks.door import let_go, retry_delay, tries
+from worker.tasks.scores import ScoreKeeper
 from worker.tasks.versions import warm_recogniser
 
 log = get_logger(__name__)
@@ -35,9 +36,10 @@ def predict_chunk(process: WorkerProcess, held: HeldLease) -> None:
     lease = held.lease
     items = unpack_items(lease.items or {})
     assert lease.model_version_id is not None
-    options = PredictOptions(**lease.options)
+    options = _options_of(lease)
     shared = _granted_now(process, lease)
     refused = refuse_items(process, lease, items)
+    keeper = keeper_of(lease, shared)
     recogniser = warm_recogniser(process, lease.tenant_id, lease.model_version_id, shared)
     fitted_before = recogniser.fitting_images
     outcome = run_chunk(
@@ -55,6 +57,7 @@ def predict_chunk(process: WorkerProcess, held: HeldLease) -> None:
         should_stop=held.should_stop,
         on_progress=held.report,
         on_fetched=held.move,
+        on_logits=None if keeper is None else keeper.add,
     )
     if recogniser.fitting_images != fitted_before:
         log.warning(
@@ -90,6 +93,8 @@ def predict_chunk(process: WorkerProcess, held: HeldLease) -> None:
     if held.lost.is_set() or (not rows and outcome.stopped):
         let_go(process, held)
         return
+    if keeper is not None and rows:
+        keeper.store(process, lease)
     most = _tries_to_read(process, results) if away is not None else 0
     with process.db.tenant(lease.tenant_id) as session:
         if outcome.stopped:
@@ -97,6 +102,22 @@ def predict_chunk(process: WorkerProcess, held: HeldLease) -> None:
             record(session, lease, rows)
         elif away is None or not _gives_back_unread(session, lease, rows[:away], most):
             record_chunk(session, lease, rows)
+
+
+def _options_of(lease: Lease) -> PredictOptions:
+    """An evaluation says how many classes it shows, and needs the best one of every image."""
+    if lease.kind is JobKind.EVALUATE:
+        return PredictOptions(top_k=lease.options["top_k"])
+    return PredictOptions(**lease.options)
+
+
+def keeper_of(lease: Lease, shared: SharedVersion | None) -> ScoreKeeper | None:
+    """Who keeps the complete scores for a report; nobody where they are not for this tenant."""
+    if lease.kind is not JobKind.EVALUATE:
+        return None
+    if shared is not None and shared.blurs() is not Answers.FULL:
+        return None
+    return ScoreKeeper()
 
 
 def _granted_now(process: WorkerProcess, lease: Lease) -> SharedVersion | None:

@@ -143,6 +143,45 @@ class PredictJob(Request):
     metadata: Metadata = Field({})
 
 
+class EvaluateOptions(Request):
+    """What is measured beside the scores."""
+
+    top_k: int = Field(
+        5,
+        ge=1,
+        le=1000,
+        description="Classes an image of the results, and the k of top-k accuracy.",
+    )
+    bootstrap_samples: int = Field(
+        1000, ge=1, le=10_000, description="Resamples of the images that intervals are made of."
+    )
+    hardest: int = Field(
+        20,
+        ge=0,
+        le=1000,
+        description="Images named in the report as hardest, and as most confidently wrong.",
+    )
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="Same seed, same intervals.")
+    keep_temperature: bool = Field(
+        True, description="Keep the fitted temperature with the version; answers do not change."
+    )
+
+
+class EvaluateJob(Request):
+    """Measure one model version on every labelled image of an input, and write a report."""
+
+    kind: Literal["evaluate"]
+    input: PredictInput
+    model: ModelReference = Field(
+        description="`name`, `name@alias`, `name@3` or an id; `owner/name…` where it is shared."
+    )
+    options: EvaluateOptions = EvaluateOptions()
+    priority: Priority = 0
+    deadline: Deadline | None = None
+    max_failed: MaxFailed | None = None
+    metadata: Metadata = Field({})
+
+
 class FinetuneInput(Request):
     """What a recogniser learns from."""
 
@@ -263,15 +302,18 @@ class ExportJob(Request):
 
 class SubmitJob(
     RootModel[
-        Annotated[PredictJob | FinetuneJob | ImportJob | ExportJob, Field(discriminator="kind")]
+        Annotated[
+            PredictJob | EvaluateJob | FinetuneJob | ImportJob | ExportJob,
+            Field(discriminator="kind"),
+        ]
     ]
 ):
-    """A job of one of four kinds."""
+    """A job of one of five kinds."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
 
-JobKindWord = Literal["predict", "finetune", "export", "ingest", "import"]
+JobKindWord = Literal["predict", "evaluate", "finetune", "export", "ingest", "import"]
 JobStateWord = Literal[
     "validating",
     "queued",

@@ -137,6 +137,8 @@ class ModelVersionAnswer(Answer):
     parameter_count: int | None
     macs: int | None = Field(description="Multiply-accumulate operations for one image.")
     scores: dict[str, Any] | None
+    #: The temperature that the last evaluation fitted, and on what.
+    calibration: dict[str, Any] | None
     lineage: dict[str, Any]
     job_id: str | None
     created_at: datetime
