@@ -163,6 +163,7 @@ def test_file_that_is_only_named_like_cifar_100_is_an_item_as_any_other() -> Non
         ({"batches.meta.txt": b"\n".join([b"cat"] * 10)}, "1 different names"),
         ({"batches.meta.txt": b"\xff\xfe"}, "no UTF-8"),
         ({"batches.meta.txt": "\n".join(["a\x1b[2Jb", *NAMES[1:]]).encode()}, "printable"),
+        ({"batches.meta.txt": b"a\n" * 65_537}, "131074 bytes, at most 131072"),
         ({"train-images-idx3-ubyte": b"\x00\x00\x08"}, "does not begin like IDX"),
         ({"train-images-idx3-ubyte": idx_labels(b"123456789")}, "does not begin like IDX"),
         ({"train-images-idx3-ubyte": idx_images(count=4)}, "asks for 268 bytes, and it has 331"),
