@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, case, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
@@ -137,18 +137,7 @@ def roll_back(session: Session, tenant_id: str, model: str, alias: str) -> Move:
     """
     found = _lock_model(session, tenant_id, model)
     current = get_version(session, tenant_id, f"{model}@{check_alias(alias)}")
-    before = session.scalar(
-        select(AliasMove.from_version_id)
-        .where(
-            AliasMove.tenant_id == tenant_id,
-            AliasMove.model_id == found.id,
-            AliasMove.alias == alias,
-            AliasMove.to_version_id == current.id,
-            AliasMove.kind != MoveKind.ROLLED_BACK,
-        )
-        .order_by(AliasMove.id.desc())
-        .limit(1)
-    )
+    before = _before(session, found, alias, current)
     if before is None:
         raise ConflictError(
             f"{model}@{alias} pointed nowhere before version {current.number}",
@@ -202,6 +191,27 @@ def _lock_model(session: Session, tenant_id: str, name: str) -> Model:
     return found
 
 
+def _before(session: Session, model: Model, alias: str, current: ModelVersion) -> str | None:
+    """Where an alias pointed before the last move to ``current`` that was not taken back."""
+    is_back = AliasMove.kind == MoveKind.ROLLED_BACK
+    # From the newest on, each roll-back takes back one move; the first that none took stands.
+    depth = func.sum(case((is_back, 1), else_=-1)).over(order_by=AliasMove.id.desc())
+    moves = (
+        select(AliasMove.id, AliasMove.from_version_id, AliasMove.to_version_id, depth.label("at"))
+        .where(
+            AliasMove.tenant_id == model.tenant_id,
+            AliasMove.model_id == model.id,
+            AliasMove.alias == alias,
+        )
+        .subquery()
+    )
+    move = session.execute(
+        select(moves).where(moves.c.at == -1).order_by(moves.c.id.desc()).limit(1)
+    ).one_or_none()
+    # A release from before moves were kept may have moved it since.
+    return move.from_version_id if move is not None and move.to_version_id == current.id else None
+
+
 def _ready_version(session: Session, tenant_id: str, model: Model, version_id: str) -> ModelVersion:
     version = session.scalar(
         select(ModelVersion)
@@ -210,21 +220,27 @@ def _ready_version(session: Session, tenant_id: str, model: Model, version_id: s
             ModelVersion.model_id == model.id,
             ModelVersion.id == version_id,
         )
-        # The version must not be archived between this look and the move.
-        .with_for_update(read=True)
         .execution_options(populate_existing=True)
     )
     if version is None:
         raise NotFoundError(
             f"model {model.name!r} has no version {version_id[:60]!r}", code="model_not_found"
         )
+    # Before the lock: a job that just makes it ready holds the row, and waits for the model next.
+    _require_ready(model, version)
+    # The version must not be archived between this look and the move.
+    session.refresh(version, with_for_update={"read": True})
+    _require_ready(model, version)
+    return version
+
+
+def _require_ready(model: Model, version: ModelVersion) -> None:
     if version.state != VersionState.READY:
         raise ConflictError(
             f"model version {model.name}@{version.number} is {version.state}; an alias points "
             "only at a ready one",
             code="model_not_ready",
         )
-    return version
 
 
 def _judge(session: Session, aim: _Aim, rule: GateRule) -> Verdict:

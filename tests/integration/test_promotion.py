@@ -8,7 +8,7 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import text, update
 from sqlalchemy.exc import DBAPIError
 
 from app.datasets.freeze import freeze_dataset
@@ -25,9 +25,11 @@ from app.models.promote import (
     roll_back,
     settle_alias,
 )
+from app.models.register import announce_version, complete_version
 from app.models.resolve import get_model, resolve_version
 from app.models.retire import archive_version
-from tests.factories import add_job, add_upload, add_version, entry, make_tenant
+from app.models.tables import Alias
+from tests.factories import SPEC, add_job, add_upload, add_version, entry, make_tenant
 
 ACCURACY = GateRule("accuracy")
 
@@ -281,6 +283,26 @@ def test_roll_back_after_a_roll_back_and_a_move_undoes_the_move(pets: Pets) -> N
     assert pets.back() == 1
 
 
+def test_roll_back_ends_at_the_first_version_also_where_one_came_twice(pets: Pets) -> None:
+    for number in (1, 2, 1, 3):
+        pets.point(number)
+    assert [pets.back(), pets.back(), pets.back()] == [1, 2, 1]
+    assert refused(pets.back).code == "nothing_to_roll_back"
+    pets.point(2)
+    assert pets.back() == 1
+    assert refused(pets.back).code == "nothing_to_roll_back"
+
+
+def test_roll_back_of_a_move_that_nobody_noted_is_refused(pets: Pets) -> None:
+    pets.point(1)
+    pets.point(2)
+    # As the release before did, while it served beside this one.
+    with pets.db.tenant(pets.tenant_id) as session:
+        session.execute(update(Alias).values(version_id=pets.versions[2]))
+    assert refused(pets.back).code == "nothing_to_roll_back"
+    assert pets.production == 3
+
+
 def test_roll_back_to_an_archived_version_is_refused(pets: Pets) -> None:
     pets.point(1)
     pets.point(2)
@@ -288,6 +310,30 @@ def test_roll_back_to_an_archived_version_is_refused(pets: Pets) -> None:
         archive_version(session, pets.tenant_id, "pets", 1)
     assert refused(pets.back).code == "model_not_ready"
     assert pets.production == 2
+
+
+def test_alias_moved_to_a_version_as_it_becomes_ready_does_not_hold_up_its_job(pets: Pets) -> None:
+    with pets.db.tenant(pets.tenant_id) as session:
+        fresh = announce_version(
+            session, pets.tenant_id, model="pets", arch=SPEC.arch, arch_options={}, lineage={}
+        )
+    pets.versions.append(fresh.id)
+    with pets.db.tenant(pets.tenant_id) as job:
+        complete_version(
+            job,
+            pets.tenant_id,
+            fresh.id,
+            spec=SPEC,
+            weights_key="weights/4",
+            weights_sha256="4" * 64,
+            weights_bytes=4,
+            parameter_count=1,
+        )
+        # Neither waits for the job, which waits for the model that they lock.
+        assert refused(lambda: pets.point(4)).code == "model_not_ready"
+        assert refused(lambda: pets.promote(4, ACCURACY)).code == "model_not_ready"
+        settle_alias(job, pets.tenant_id, "pets", "production", fresh.id)
+    assert pets.production == 4
 
 
 def test_two_promotions_at_once_leave_one_whole_history(pets: Pets) -> None:
