@@ -63,7 +63,7 @@ def promote(
     on. A gate of the alias decides; without one, --metric and what follows it.
     """
     with connect(context) as darkroom:
-        name, number = _find(darkroom, reference)
+        name, number = find_version(darkroom, reference)
         moved = darkroom.catalogue.promote(
             name,
             number,
@@ -159,7 +159,7 @@ def moves(
 def scores(context: typer.Context, reference: VersionName, as_json: JsonFlag = False) -> None:
     """List how good a version was, on which images."""
     with connect(context) as darkroom:
-        name, number = _find(darkroom, reference)
+        name, number = find_version(darkroom, reference)
         found = list(darkroom.catalogue.evaluations(name, number))
     if as_json:
         print_json([each.raw for each in found])
@@ -185,7 +185,7 @@ def scores(context: typer.Context, reference: VersionName, as_json: JsonFlag = F
 def archive(context: typer.Context, reference: VersionName, as_json: JsonFlag = False) -> None:
     """Let a version take no new jobs; those under way go on."""
     with connect(context) as darkroom:
-        name, number = _find(darkroom, reference)
+        name, number = find_version(darkroom, reference)
         version = darkroom.catalogue.archive(name, number)
     answer(version.raw, f"{name}@{number} takes no new jobs", as_json=as_json)
 
@@ -193,7 +193,7 @@ def archive(context: typer.Context, reference: VersionName, as_json: JsonFlag = 
 def restore(context: typer.Context, reference: VersionName, as_json: JsonFlag = False) -> None:
     """Let an archived version take jobs again."""
     with connect(context) as darkroom:
-        name, number = _find(darkroom, reference)
+        name, number = find_version(darkroom, reference)
         version = darkroom.catalogue.restore(name, number)
     answer(version.raw, f"{name}@{number} takes jobs again", as_json=as_json)
 
@@ -201,7 +201,7 @@ def restore(context: typer.Context, reference: VersionName, as_json: JsonFlag = 
 def delete(context: typer.Context, reference: VersionName, as_json: JsonFlag = False) -> None:
     """Give up an archived version: its weights go once no open job uses them."""
     with connect(context) as darkroom:
-        name, number = _find(darkroom, reference)
+        name, number = find_version(darkroom, reference)
         version = darkroom.catalogue.delete(name, number)
     text = (
         f"the weights of {name}@{number} go in some minutes, once no open job uses them; until "
@@ -210,7 +210,8 @@ def delete(context: typer.Context, reference: VersionName, as_json: JsonFlag = F
     answer(version.raw, text, as_json=as_json)
 
 
-def _find(darkroom: Darkroom, reference: str) -> tuple[str, int]:
+def find_version(darkroom: Darkroom, reference: str) -> tuple[str, int]:
+    """The name and number that ``NAME@NUMBER``, ``NAME@ALIAS`` or ``NAME`` means."""
     name, _, selector = reference.partition("@")
     if selector.isascii() and selector.isdigit():
         return name, int(selector)

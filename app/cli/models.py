@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli import catalogue, sharing
+from app.cli import catalogue, compare, sharing
 from app.cli.connect import GuardedGroup, JsonFlag, connect
 from app.cli.console import answer, note, print_fields, print_json, print_table, say, state_text
 from app.cli.follow import finish, follow
@@ -204,6 +204,7 @@ for command in (
     catalogue.gate,
     catalogue.moves,
     catalogue.scores,
+    compare.compare,
     catalogue.archive,
     catalogue.restore,
     catalogue.delete,

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from app.client.comparison import Comparison, compare_results
+from app.client.errors import ApiError
+from app.client.jobs import Jobs
 from app.client.transport import Transport, road
 from app.client.values import Alias, AliasMove, Evaluation, ModelVersion
 
@@ -98,6 +101,57 @@ class Catalogue:
         """How good a version was on which images, newest first."""
         path = road("models", model, "versions", number, "evaluations")
         return map(Evaluation.from_dict, self._transport.pages(path))
+
+    def compare(
+        self,
+        first: tuple[str, int],
+        second: tuple[str, int],
+        *,
+        dataset: str | None = None,
+    ) -> tuple[Evaluation, Evaluation, Comparison]:
+        """Compare two versions, each a name and a number, on the newest images both answered.
+
+        These are the same split of the same dataset version, ``dataset`` where it is given, in an
+        ``evaluate`` job of each. Reads the results of both jobs.
+
+        Raises:
+            ApiError: ``evaluation_missing``: no images on which both were evaluated.
+        """
+        ours, theirs = self._common(first, second, dataset)
+        jobs = Jobs(self._transport)
+        known = set(self._classes(*second))
+        classes = [name for name in self._classes(*first) if name in known]
+        found = compare_results(jobs.results(ours.job_id), jobs.results(theirs.job_id), classes)
+        return ours, theirs, found
+
+    def _common(
+        self, first: tuple[str, int], second: tuple[str, int], dataset: str | None
+    ) -> tuple[Evaluation, Evaluation]:
+        newest: dict[tuple[str, str | None], Evaluation] = {}
+        jobs = Jobs(self._transport)
+        for each in self.evaluations(*second):
+            newest.setdefault((each.dataset, each.split), each)
+        for each in self.evaluations(*first):
+            other = newest.get((each.dataset, each.split))
+            wanted = dataset is None or dataset in (each.dataset, each.dataset.rpartition("@")[0])
+            # A training keeps scores, and no answers.
+            if (
+                other is not None
+                and wanted
+                and {jobs.get(each.job_id).kind, jobs.get(other.job_id).kind} == {"evaluate"}
+            ):
+                return each, other
+        raise ApiError(
+            f"{first[0]}@{first[1]} and {second[0]}@{second[1]} have no evaluate job on the same "
+            "images; run darkroom evaluate for both, on the same dataset and split",
+            code="evaluation_missing",
+            status=409,
+        )
+
+    def _classes(self, model: str, number: int) -> tuple[str, ...]:
+        return ModelVersion.from_dict(
+            self._call("GET", "models", model, "versions", number)
+        ).classes
 
     def _call(self, method: str, *parts: str | int, json: Any = None) -> dict[str, Any]:
         body: dict[str, Any] = self._transport.call(method, road(*parts), json=json).json()

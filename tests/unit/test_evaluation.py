@@ -33,7 +33,6 @@ from worker.evaluation.calibration import (
     softmax,
     weigh_logits,
 )
-from worker.evaluation.comparison import compare_answers, mcnemar
 from worker.evaluation.confusion import class_ratios, count_confusion, most_confused
 from worker.evaluation.ranks import one_vs_rest_auc, rank_targets, top_k_accuracy
 from worker.evaluation.scores import score
@@ -243,39 +242,6 @@ def test_resamples_are_counted_as_single_ones_are() -> None:
             assert getattr(together, name)[single] == close(getattr(alone, name))
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "exact", "statistic", "p"),
-    [
-        # Wikipedia's example of the test, drug and disease.
-        (121, 59, 4.4e-06, 20.672222, 5.4501e-06),
-        # 2 · (C(10,0) + C(10,1)) / 2^10, by hand.
-        (9, 1, 0.021484375, 4.9, 0.026857),
-        (5, 5, 1.0, 0.0, 1.0),
-        (0, 0, 1.0, 0.0, 1.0),
-        (1, 0, 1.0, 0.0, 1.0),
-    ],
-)
-def test_mcnemar_gives_known_values(
-    first: int, second: int, exact: float, statistic: float, p: float
-) -> None:
-    found = mcnemar(first, second)
-    assert found.exact_p == close(exact, rel=0.02)
-    assert found.statistic == close(statistic, rel=1e-5)
-    assert found.p == close(p, rel=1e-4)
-    swapped = mcnemar(second, first)
-    assert (swapped.exact_p, swapped.p) == close((found.exact_p, found.p))
-
-
-def test_comparison_counts_both_versions_on_the_same_images() -> None:
-    targets = [0, 0, 1, 1, 2]
-    found = compare_answers([0, 1, 1, 1, 0], [0, 0, 1, 2, 0], targets, ["a", "b", "c"])
-    assert found.accuracy == (0.6, 0.6)
-    assert (found.both_right, found.both_wrong) == (2, 1)
-    assert (found.mcnemar.only_first_right, found.mcnemar.only_second_right) == (1, 1)
-    assert [each.recall_delta for each in found.per_class] == [0.5, -0.5, 0.0]
-    assert found.per_class[0].support == 2
-
-
 def test_most_confused_classes_come_first() -> None:
     confusion = count_confusion([1, 1, 2, 0, 0], [0, 0, 1, 0, 2], 3)
     cells = most_confused(confusion, 2)
@@ -287,4 +253,4 @@ def test_most_confused_classes_come_first() -> None:
 @pytest.mark.parametrize(("answers", "truth"), [([], []), ([0], [0, 1]), ([0], [9]), ([-1], [0])])
 def test_indices_that_are_no_class_are_refused(answers: list[int], truth: list[int]) -> None:
     with pytest.raises(InvalidInputError):
-        compare_answers(answers, answers, truth, ["a", "b"])
+        count_confusion(answers, truth, 2)
