@@ -115,9 +115,10 @@ def latest_common(
     metric: str,
     dataset_id: str | None,
 ) -> tuple[NamedEvaluation, NamedEvaluation] | None:
-    """The newest evaluations of two versions on the very same images, or None.
+    """The newest evaluations of two versions on one split of one dataset version, or None.
 
-    The same images are the same split of the same frozen dataset version.
+    Of several of the other version's, one of as many images comes first: images without an answer
+    are in no score, so only equal numbers can be those of the very same images.
     """
     ours, theirs = aliased(Evaluation), aliased(Evaluation)
     statement = (
@@ -141,7 +142,9 @@ def latest_common(
     if dataset_id is not None:
         statement = statement.where(Dataset.id == dataset_id)
     row = session.execute(
-        statement.order_by(ours.id.desc(), theirs.id.desc()).limit(1)
+        statement.order_by(
+            ours.id.desc(), (ours.items == theirs.items).desc(), theirs.id.desc()
+        ).limit(1)
     ).one_or_none()
     if row is None:
         return None

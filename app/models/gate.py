@@ -140,8 +140,9 @@ def judge(
 ) -> Verdict:
     """Whether ``candidate`` may take the place of ``incumbent``, and why.
 
-    Both are compared on the newest split of a dataset version that both were evaluated on:
-    scores on different images say nothing about which is better. Without a version in place only
+    Both are compared on the newest split of a dataset version that both were evaluated on, where
+    both answered as many of its images: scores on different ones say nothing about which is better.
+    Without a version in place only
     ``minimum`` counts.
 
     Raises:
@@ -163,10 +164,18 @@ def judge(
         )
         ours, theirs = pair or (None, None)
     if ours is None:
-        return _missing(rule, incumbent)
+        return _missing(rule, _not_evaluated(rule, incumbent))
+    where = " ".join(filter(None, (ours.dataset, ours.split)))
+    if theirs is not None and ours.items != theirs.items:
+        return _missing(
+            rule,
+            f"on {where} it answered {ours.items} images and the version in place {theirs.items}: "
+            "images that could not be read, or whose class a version does not know, are in no "
+            "score; evaluate both where both answer all",
+        )
     found = ours.metrics[rule.metric]
     place = theirs.metrics[rule.metric] if theirs is not None else None
-    return _compare(rule, found, place, " ".join(filter(None, (ours.dataset, ours.split))))
+    return _compare(rule, found, place, where)
 
 
 def _compare(rule: GateRule, found: float, place: float | None, where: str) -> Verdict:
@@ -196,14 +205,20 @@ def _compare(rule: GateRule, found: float, place: float | None, where: str) -> V
     )
 
 
-def _missing(rule: GateRule, incumbent: ModelVersion | None) -> Verdict:
+def _not_evaluated(rule: GateRule, incumbent: ModelVersion | None) -> str:
     where = f"dataset {rule.dataset!r}" if rule.dataset else "any dataset"
     both = "it and the version in place were not evaluated on the same images of"
+    return (
+        f"{'it was not evaluated on' if incumbent is None else both} {where}: evaluate "
+        f"{'it' if incumbent is None else 'both'} on one dataset version first"
+    )
+
+
+def _missing(rule: GateRule, reason: str) -> Verdict:
     return Verdict(
         passed=False,
         code="evaluation_missing",
-        reason=f"{'it was not evaluated on' if incumbent is None else both} {where}: evaluate "
-        f"{'it' if incumbent is None else 'both'} on one dataset version first",
+        reason=reason,
         metric=rule.metric,
         margin=rule.margin,
         minimum=rule.minimum,

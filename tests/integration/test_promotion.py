@@ -60,6 +60,8 @@ class Pets:
         accuracy: float,
         on: str = "zoo@1",
         split: Split | None = Split.TEST,
+        *,
+        items: int = 100,
     ) -> None:
         with self.db.tenant(self.tenant_id) as session:
             record_evaluation(
@@ -69,7 +71,7 @@ class Pets:
                 dataset_version_id=self.datasets[on],
                 split=split,
                 job_id=self.job_id,
-                items=100,
+                items=items,
                 scores={"accuracy": accuracy, "f1": 1 - accuracy, "per_class": []},
             )
 
@@ -166,6 +168,21 @@ def test_scores_on_other_images_are_not_compared(pets: Pets, on: str, split: Spl
     assert error.code == "evaluation_missing"
     assert "same images" in error.detail
     assert pets.production == 1
+
+
+def test_scores_on_fewer_of_the_images_are_not_compared(pets: Pets) -> None:
+    # One that does not know a class is not measured on its images, which the other gets wrong.
+    pets.point(1)
+    pets.evaluated(1, 0.90)
+    pets.evaluated(2, 0.99, items=60)
+    error = refused(lambda: pets.promote(2, ACCURACY))
+    assert error.code == "evaluation_missing"
+    assert "on zoo@1 test it answered 60 images and the version in place 100" in error.detail
+    assert pets.production == 1
+    # Answers that were missing come with another evaluation.
+    pets.evaluated(2, 0.91)
+    pets.evaluated(1, 0.95, items=99)
+    assert pets.promote(2, ACCURACY).incumbent == 0.90
 
 
 def test_newest_images_that_both_answered_decide(pets: Pets) -> None:
