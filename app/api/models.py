@@ -110,7 +110,7 @@ def delete_model_version(path: VersionPath) -> Response:
     """Give up an archived or failed version.
 
     Its weights are deleted a few minutes later, once no open job uses them; number, scores and
-    lineage stay. Until then it can be restored.
+    lineage stay. Until then it can be restored. A failed one has no weights and is deleted at once.
     """
     tenant_id = principal().tenant_id
     with parts().db.tenant(tenant_id) as session:

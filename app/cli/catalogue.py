@@ -199,13 +199,15 @@ def restore(context: typer.Context, reference: VersionName, as_json: JsonFlag = 
 
 
 def delete(context: typer.Context, reference: VersionName, as_json: JsonFlag = False) -> None:
-    """Give up an archived version: its weights go once no open job uses them."""
+    """Give up an archived or failed version: its weights go once no open job uses them."""
     with connect(context) as darkroom:
         name, number = find_version(darkroom, reference)
         version = darkroom.catalogue.delete(name, number)
     text = (
-        f"the weights of {name}@{number} go in some minutes, once no open job uses them; until "
-        f"then: darkroom models restore {name}@{number}"
+        f"{name}@{number} is deleted"
+        if version.state == "deleted"
+        else f"the weights of {name}@{number} go in some minutes, once no open job uses them; "
+        f"until then: darkroom models restore {name}@{number}"
     )
     answer(version.raw, text, as_json=as_json)
 

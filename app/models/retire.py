@@ -56,8 +56,8 @@ def delete_version(session: Session, tenant_id: str, model: str, number: int) ->
     """Give up an archived version, or one whose job failed; asked twice, it is the same.
 
     The dispatcher's clean-up deletes the weights a few minutes later, once no open job of any
-    tenant uses them; until then :func:`restore_version` takes it back. Number, scores and lineage
-    stay, as results name them.
+    tenant uses them; until then :func:`restore_version` takes it back. One that never had any is
+    deleted now. Number, scores and lineage stay, as results name them.
 
     Raises:
         NotFoundError: ``model_not_found``.
@@ -73,6 +73,15 @@ def delete_version(session: Session, tenant_id: str, model: str, number: int) ->
         )
     version.delete_asked_at = version.delete_asked_at or func.now()
     session.flush()
+    if version.weights_key is None:
+        transition(
+            session,
+            ModelVersion,
+            VersionState.DELETED,
+            sources=VERSION_SOURCES[VersionState.DELETED],
+            where=[ModelVersion.tenant_id == tenant_id, ModelVersion.id == version.id],
+        )
+    session.refresh(version)
 
 
 def _locked(session: Session, tenant_id: str, model: str, number: int) -> ModelVersion:

@@ -18,7 +18,8 @@ class VersionState(enum.StrEnum):
     #: Its job failed; never served.
     FAILED = "failed"
     #: Given up by its owner, and used by no open job: the weights are gone or go next, number,
-    #: scores and lineage stay. The dispatcher's clean-up moves it here.
+    #: scores and lineage stay. The dispatcher's clean-up moves it here, or its owner where there
+    #: never were weights.
     DELETED = "deleted"
 
 
