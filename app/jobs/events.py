@@ -29,7 +29,7 @@ def event_type(state: JobState) -> str:
     return f"job.{state.value}"
 
 
-#: A job passes ``finalizing`` inside one transaction, so nobody ever sees it there.
+#: Most jobs pass ``finalizing`` inside one transaction, and of an evaluation the end tells more.
 SILENT_STATES = frozenset({JobState.FINALIZING})
 #: Every type there is, in the order of the states.
 EVENT_TYPES = (*(event_type(state) for state in JobState if state not in SILENT_STATES), PROGRESS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from typing import Any
 
 from app.clock import utc_now
@@ -48,6 +49,9 @@ def evaluate_chunk(process: WorkerProcess, held: HeldLease) -> None:
     A report is made in one go: one that is stopped or killed begins anew.
     """
     lease = held.lease
+    # Else it looks for fonts anew in each process, where its home cannot be written to.
+    fonts = process.settings.cache_dir.expanduser() / "matplotlib"
+    os.environ.setdefault("MPLCONFIGDIR", str(fonts))
 
     def on_part() -> None:
         if held.should_stop():
@@ -161,8 +165,7 @@ def _report(
 
 
 def _json(report: Report) -> bytes:
-    text = json.dumps(report.as_dict(), ensure_ascii=False, allow_nan=False, indent=1)
-    return text.encode() + b"\n"
+    return json.dumps(report.as_dict(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def _store(
