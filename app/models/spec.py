@@ -73,9 +73,9 @@ class PreprocessSpec:
 class ModelSpec:
     """One immutable recogniser apart from its weights.
 
-    ``arch`` is a name of the registry in ``worker.recognisers`` (``small_cnn`` or a
-    torchvision classification builder such as ``squeezenet1_0``); ``classes`` are in the
-    order of the network's outputs.
+    ``arch`` is a name of :mod:`app.models.architectures` (one of ours, such as ``small_cnn``, or
+    a torchvision classification builder such as ``squeezenet1_0``), ``arch_options`` are its
+    options; ``classes`` are in the order of the network's outputs.
     """
 
     arch: str

@@ -68,7 +68,7 @@ def test_vision_transformer_follows_the_size_of_its_images() -> None:
     [
         (ModelSpec("lenet99", ("a",), PreprocessSpec(32, 32)), "arch_unknown"),
         (ModelSpec("fasterrcnn_resnet50_fpn", ("a",), PreprocessSpec(32, 32)), "arch_unknown"),
-        (ModelSpec("small_cnn", ("a",), PreprocessSpec(64, 64)), "preprocess_invalid"),
+        (ModelSpec("small_cnn", ("a",), PreprocessSpec(8, 8)), "preprocess_invalid"),
         (ModelSpec("maxvit_t", ("a",), PreprocessSpec(64, 64)), "preprocess_invalid"),
         (
             ModelSpec("resnet18", ("a",), PreprocessSpec(64, 64), {"weights": "DEFAULT"}),

@@ -7,18 +7,40 @@ and half the memory of a worker that only serves a small network.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from app.errors import InvalidInputError
+from app.models.architectures import find_architecture, typed_options
 from app.models.spec import ModelSpec, PreprocessSpec
-from worker.recognisers.cnn import INPUT_PX, SmallCnn
+from worker.recognisers.baselines import DecisionTree, LinearSvm
+from worker.recognisers.cnn import SmallCnn
+from worker.recognisers.renet import ReNet
+from worker.recognisers.resnet import resnet18, resnet_of_depth
+from worker.recognisers.rnn import RowRnn
+from worker.recognisers.transformer import PatchTransformer
 
 SMALL_CNN = "small_cnn"
 _HALVES = (0.5, 0.5, 0.5)
+
+#: Our own architectures that are built for one size of images: classes, options, pixels.
+_SIZED: dict[str, Callable[[int, Any, int], nn.Module]] = {
+    SMALL_CNN: SmallCnn,
+    "row_rnn": RowRnn,
+    "renet": ReNet,
+    "patch_transformer": PatchTransformer,
+}
+#: Those that take any size: classes, options.
+_UNSIZED: dict[str, Callable[[int, Any], nn.Module]] = {
+    **{f"resnet{depth}": partial(resnet_of_depth, depth) for depth in (20, 32, 44, 56, 110)},
+    "resnet18_32px": resnet18,
+    "linear_svm": LinearSvm,
+    "decision_tree": DecisionTree,
+}
 
 
 def build_module(spec: ModelSpec) -> nn.Module:
@@ -27,16 +49,13 @@ def build_module(spec: ModelSpec) -> nn.Module:
     Raises:
         InvalidInputError: ``arch_unknown``, ``arch_options_invalid`` or ``preprocess_invalid``.
     """
-    if spec.arch == SMALL_CNN:
-        return _build_small_cnn(spec)
-    from worker.recognisers.zoo import build_zoo_module, zoo_names
+    options = typed_options(spec.arch, spec.arch_options)
+    if spec.arch in _SIZED:
+        return _SIZED[spec.arch](len(spec.classes), options, spec.preprocess.crop_px)
+    if spec.arch in _UNSIZED:
+        return _UNSIZED[spec.arch](len(spec.classes), options)
+    from worker.recognisers.zoo import build_zoo_module
 
-    if spec.arch not in zoo_names():
-        raise InvalidInputError(
-            f"there is no architecture {spec.arch!r}; take {SMALL_CNN} or one of torchvision's "
-            "classification builders, such as squeezenet1_0",
-            code="arch_unknown",
-        )
     return build_zoo_module(spec)
 
 
@@ -50,13 +69,30 @@ def build_empty_module(spec: ModelSpec) -> nn.Module:
         return build_module(spec)
 
 
-def default_preprocess(arch: str) -> PreprocessSpec:
-    """The preprocessing an architecture is used with unless its weights say otherwise."""
-    if arch == SMALL_CNN:
-        return PreprocessSpec(INPUT_PX, INPUT_PX, "stretch", "bilinear", _HALVES, _HALVES)
+def default_preprocess(arch: str, input_px: int | None = None) -> PreprocessSpec:
+    """The preprocessing an architecture is used with unless its weights say otherwise.
+
+    ``input_px`` is another side of the images than the usual one; the part that is cropped
+    off stays in proportion.
+
+    Raises:
+        InvalidInputError: ``arch_unknown``.
+        ValueError: no preprocessing can have this size.
+    """
+    known = find_architecture(arch)
+    if not known.is_zoo:
+        px = known.input_px if input_px is None else input_px
+        return PreprocessSpec(px, px, "stretch", "bilinear", _HALVES, _HALVES)
     from worker.recognisers.zoo import zoo_preprocess
 
-    return zoo_preprocess(arch)
+    usual = zoo_preprocess(arch)
+    if input_px is None:
+        return usual
+    return replace(
+        usual,
+        resize_px=round(input_px * usual.resize_px / usual.crop_px),
+        crop_px=input_px,
+    )
 
 
 def imagenet_classes() -> tuple[str, ...]:
@@ -64,17 +100,6 @@ def imagenet_classes() -> tuple[str, ...]:
     from worker.recognisers import zoo
 
     return zoo.imagenet_classes()
-
-
-def _build_small_cnn(spec: ModelSpec) -> nn.Module:
-    if spec.arch_options:
-        raise InvalidInputError(f"{SMALL_CNN} takes no options", code="arch_options_invalid")
-    if spec.preprocess.crop_px != INPUT_PX:
-        raise InvalidInputError(
-            f"{SMALL_CNN} takes images of {INPUT_PX} pixels, not {spec.preprocess.crop_px}",
-            code="preprocess_invalid",
-        )
-    return SmallCnn(len(spec.classes))
 
 
 class _WithoutMemory(TorchFunctionMode):

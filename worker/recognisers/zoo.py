@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from app.errors import DarkroomError, InvalidInputError
+from app.models.architectures import check_arch_options
 from app.models.spec import ModelSpec, PreprocessSpec
 
 #: Architectures with auxiliary heads, used while training only. Their published weights
@@ -36,15 +37,11 @@ def build_zoo_module(spec: ModelSpec) -> nn.Module:
     Raises:
         InvalidInputError: the architecture does not take these options or this input size.
     """
-    allowed = {"aux_logits", "transform_input"} if spec.arch in _WITH_AUXILIARY_HEADS else set()
-    if unknown := set(spec.arch_options) - allowed:
-        raise InvalidInputError(
-            f"{spec.arch} does not take the options {', '.join(sorted(unknown))}",
-            code="arch_options_invalid",
-        )
-    settings: dict[str, Any] = {"num_classes": len(spec.classes)}
+    settings: dict[str, Any] = {
+        "num_classes": len(spec.classes),
+        **check_arch_options(spec.arch, spec.arch_options),
+    }
     if spec.arch in _WITH_AUXILIARY_HEADS:
-        settings |= {"aux_logits": True, "transform_input": True, **spec.arch_options}
         settings["init_weights"] = False
     if spec.arch.startswith("vit_"):
         # The position embedding is part of the weights and has one row a patch.
