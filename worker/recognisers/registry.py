@@ -110,6 +110,8 @@ class _WithoutMemory(TorchFunctionMode):
     """
 
     _FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn})
+    #: Draws into a tensor: without numbers they do nothing, and take most of the time.
+    _DRAWS = frozenset({torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_})
 
     def __torch_function__(
         self,
@@ -118,6 +120,8 @@ class _WithoutMemory(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func in self._DRAWS and args[0].is_meta:
+            return args[0]
         kwargs = dict(kwargs or {})
         if func in self._FACTORIES and kwargs.get("device") is None:
             kwargs["device"] = "meta"

@@ -33,7 +33,8 @@ class AttentionPool(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """[n, width] of states [n, steps, width]."""
         weights = self.score(torch.tanh(self.project(states))).softmax(dim=1)
-        return (weights * states).sum(dim=1)
+        pooled: Tensor = (weights * states).sum(dim=1)
+        return pooled
 
 
 class RowRnn(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,14 +89,18 @@ def open_weights(path: Path) -> Iterator[Any]:
         yield file
 
 
-def compare_weights(file: Any, module: nn.Module) -> set[str]:
+def compare_weights(
+    file: Any, module: nn.Module, *, ignored: Collection[str] = frozenset()
+) -> set[str]:
     """Compare a weights file's header with a network; the dtypes it stores.
+
+    Tensors whose names are ``ignored`` may be there or not, and in any shape.
 
     Raises:
         InvalidInputError: ``weights_mismatch``, with a fault for each name.
     """
-    expected = module.state_dict()
-    stored = set(file.keys())
+    expected = {n: tensor for n, tensor in module.state_dict().items() if n not in ignored}
+    stored = set(file.keys()) - set(ignored)
     faults: list[dict[str, Any]] = []
     dtypes: set[str] = set()
     for name, tensor in expected.items():
