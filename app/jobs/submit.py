@@ -20,6 +20,7 @@ from app.jobs.source import check_source
 from app.jobs.states import ChunkTask, JobKind
 from app.jobs.tables import Job
 from app.locations import Locations
+from app.models.architectures import find_architecture
 from app.models.register import announce_version
 from app.models.shared import choose_version
 from app.models.spec import PreprocessSpec
@@ -172,12 +173,15 @@ def submit_import(
     :class:`PreprocessSpec`) defaults to the architecture's own.
 
     Raises:
-        InvalidInputError: the preprocessing is not valid, or the upload became a version already.
+        InvalidInputError: there is no such architecture, the preprocessing is not valid, or the
+            upload became a version already.
         NotFoundError: no such upload.
     """
+    find_architecture(arch)
     if preprocess is not None:
         try:
-            PreprocessSpec.from_dict(preprocess)
+            # As it is kept, without what stands at its default.
+            preprocess = PreprocessSpec.from_dict(preprocess).as_dict()
         except (TypeError, ValueError) as error:
             raise InvalidInputError(f"preprocess: {error}", code="preprocess_invalid") from None
     if not weights.startswith("torchvision:"):

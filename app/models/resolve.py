@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from app.db.page import fetch_page
 from app.errors import ConflictError, NotFoundError
 from app.ids import MODEL_VERSION
+from app.models.registered import registered_spec
 from app.models.spec import ModelSpec
 from app.models.states import VersionState
 from app.models.tables import Alias, Model, ModelVersion
@@ -215,17 +216,20 @@ def spec_of(version: ModelVersion) -> ModelSpec:
     """What the version is apart from its weights.
 
     Raises:
-        ConflictError: ``model_not_ready``: classes and preprocessing are not known yet.
+        ConflictError: ``model_not_ready``: classes and preprocessing are not known yet; or
+            ``preprocess_changed``.
     """
     if version.classes is None or version.preprocess is None:
         raise ConflictError(f"model version {version.id!r} is not ready", code="model_not_ready")
-    return ModelSpec.from_dict(
+    return registered_spec(
         {
             "arch": version.arch,
             "arch_options": version.arch_options,
             "classes": version.classes,
             "preprocess": version.preprocess,
-        }
+        },
+        version.preprocess_sha256,
+        version.id,
     )
 
 

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import ConflictError, ForbiddenError, NotFoundError
 from app.ids import MODEL_VERSION
+from app.models.registered import registered_spec
 from app.models.resolve import PRODUCTION, resolve_version
 from app.models.rights import Answers, Right
 from app.models.spec import ModelSpec
@@ -100,14 +101,20 @@ class SharedVersion:
 
     @property
     def spec(self) -> ModelSpec:
-        """What the version is apart from its weights."""
-        return ModelSpec.from_dict(
+        """What the version is apart from its weights.
+
+        Raises:
+            ConflictError: ``preprocess_changed``.
+        """
+        return registered_spec(
             {
                 "arch": self.arch,
                 "arch_options": self.arch_options,
                 "classes": self.classes,
                 "preprocess": self.preprocess,
-            }
+            },
+            self.preprocess_sha256,
+            self.id,
         )
 
     @property

@@ -13,7 +13,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
-ResizeMode = Literal["shorter_side", "stretch"]
+ResizeMode = Literal["shorter_side", "stretch", "letterbox"]
+Colour = Literal["rgb", "grey"]
+#: Fields that versions of before do not have: at these values they are written nowhere, so that
+#: what acts alike has one digest.
+_LATER_FIELDS: Mapping[str, Any] = {"antialias": True, "colour": "rgb"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +26,12 @@ class PreprocessSpec:
 
     The image is turned by its EXIF orientation, converted to RGB, resized (``shorter_side``
     keeps the aspect and makes the shorter side ``resize_px``; ``stretch`` makes it
-    ``resize_px`` square), centre-cropped to ``crop_px`` square, scaled to 0…1 and
-    normalised per channel.
+    ``resize_px`` square; ``letterbox`` keeps the aspect, makes the longer side ``resize_px`` and
+    fills up with black on both sides), centre-cropped to ``crop_px`` square, made three equal
+    channels where ``colour`` is ``grey``, scaled to 0…1 and normalised per channel.
+
+    ``antialias`` is how torchvision resizes images, and its tensors unless told otherwise:
+    shrinking takes the mean of all pixels. Without it, single ones are read.
     """
 
     resize_px: int
@@ -32,6 +40,8 @@ class PreprocessSpec:
     interpolation: Interpolation = "bilinear"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    antialias: bool = True
+    colour: Colour = "rgb"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
@@ -40,10 +50,16 @@ class PreprocessSpec:
             raise ValueError("crop_px must be 1…2048 and resize_px 1…4096")
         if self.crop_px > self.resize_px:
             raise ValueError(f"crop_px {self.crop_px} exceeds resize_px {self.resize_px}")
-        if self.resize_mode not in ("shorter_side", "stretch"):
+        if self.resize_mode not in ("shorter_side", "stretch", "letterbox"):
             raise ValueError(f"unknown resize_mode {self.resize_mode!r}")
         if self.interpolation not in ("nearest", "bilinear", "bicubic"):
             raise ValueError(f"unknown interpolation {self.interpolation!r}")
+        if not isinstance(self.antialias, bool):
+            raise ValueError("antialias must be true or false")
+        if not self.antialias and self.interpolation == "bicubic":
+            raise ValueError("bicubic interpolation is with antialias only")
+        if self.colour not in ("rgb", "grey"):
+            raise ValueError(f"unknown colour {self.colour!r}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError("mean and std need three numbers each, std above 0")
 
@@ -55,12 +71,15 @@ class PreprocessSpec:
     @property
     def digest(self) -> str:
         """SHA-256 over the canonical JSON; two specs with one digest act alike."""
-        return _digest(asdict(self))
+        return _digest(self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; :meth:`from_dict` reads them back."""
         body = asdict(self)
         body["mean"], body["std"] = list(self.mean), list(self.std)
+        for name, usual in _LATER_FIELDS.items():
+            if body[name] == usual:
+                del body[name]
         return body
 
     @classmethod

@@ -3,7 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
 
 from app.db.session import Database
 from app.errors import ConflictError, InvalidInputError, NotFoundError
@@ -85,6 +85,21 @@ def test_completed_version_is_ready_and_whole(database: Database, tenant_id: str
     assert found.lineage == {"a": 1, "b": 2}
     assert found.preprocess_sha256 == SPEC.preprocess.digest
     assert spec_of(found) == SPEC
+
+
+def test_version_whose_preprocessing_was_edited_is_not_served(
+    database: Database, tenant_id: str
+) -> None:
+    version = announce(database, tenant_id)
+    complete(database, tenant_id, version.id)
+    edited = SPEC.preprocess.as_dict() | {"interpolation": "nearest"}
+    with database.tenant(tenant_id) as session:
+        session.execute(
+            update(ModelVersion).where(ModelVersion.id == version.id).values(preprocess=edited)
+        )
+        with pytest.raises(ConflictError) as caught:
+            spec_of(resolve_version(session, tenant_id, "pets@1"))
+    assert caught.value.code == "preprocess_changed"
 
 
 def test_unknown_scores_are_null_in_sql_too(database: Database, tenant_id: str) -> None:

@@ -1,8 +1,7 @@
 """From an image file to the pixels a network wants: RGB, uint8, resized and cropped.
 
-Pillow only: this runs in decode children, which import no torch. The geometry is that of
-torchvision's transforms on PIL images, to the bit. Transparent pixels are composited on
-white; opaque images get plain ``convert("RGB")``. The frame shown is the first.
+Pillow only: this runs in decode children, which import no torch. Transparent pixels are
+composited on white; opaque images get plain ``convert("RGB")``. The frame shown is the first.
 """
 
 from __future__ import annotations
@@ -25,16 +24,12 @@ from worker.pipeline.formats import (
     webp_size,
 )
 from worker.pipeline.limits import DecodeLimits
+from worker.pipeline.resize import shape_pixels
 
 #: What Pillow says where compressed metadata go over limits of its own.
 _UNPACKS_TO_TOO_MUCH = ("Decompressed data too large", "Too much memory used in text chunks")
 #: What Pillow says where a codec got no memory (libImaging/Imaging.h: IMAGING_CODEC_MEMORY).
 _CODEC_OUT_OF_MEMORY = "decoder error -9"
-_RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
 
 # EXIF 2.3, tag 274: how the stored image must be turned to stand upright.
 _ORIENTATION_TAG = 0x0112
@@ -47,7 +42,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
 
 #: Rows by this many pixels are converted at a time: what a conversion needs besides its result
 #: does not grow with the image.
@@ -126,31 +120,6 @@ def _as_item_error(error: Exception, data: bytes | bytearray, name: str) -> Item
 
 def _needs_memory() -> ItemError:
     return ItemError("the image needs more memory than a decode process may use", code="too_large")
-
-
-def shape_pixels(image: Image.Image, spec: PreprocessSpec, max_pixels: int) -> Image.Image:
-    """Resize and centre-crop as torchvision's ``Resize`` and ``CenterCrop`` do."""
-    if spec.resize_mode == "stretch":
-        width = height = spec.resize_px
-    else:
-        shorter, longer = sorted(image.size)
-        # Truncated, not rounded: torchvision's own rule for the longer side.
-        longer_px = int(spec.resize_px * longer / shorter)
-        if spec.resize_px * longer_px > max_pixels:
-            raise ItemError(
-                f"an image of {image.width}×{image.height} pixels is too elongated to resize",
-                code="too_large",
-            )
-        width, height = (
-            (spec.resize_px, longer_px)
-            if image.width <= image.height
-            else (longer_px, spec.resize_px)
-        )
-    if image.size != (width, height):
-        image = image.resize((width, height), _RESAMPLING[spec.interpolation])
-    top = round((height - spec.crop_px) / 2.0)
-    left = round((width - spec.crop_px) / 2.0)
-    return image.crop((left, top, left + spec.crop_px, top + spec.crop_px))
 
 
 def _require_format(data: bytes | bytearray) -> str:

@@ -228,13 +228,19 @@ class Preprocess(Request):
 
     resize_px: int = Field(ge=1, le=4096)
     crop_px: int = Field(ge=1, le=2048)
-    resize_mode: Literal["shorter_side", "stretch"] = "shorter_side"
+    resize_mode: Literal["shorter_side", "stretch", "letterbox"] = "shorter_side"
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     mean: list[Annotated[float, Field(ge=-10, le=10)]] = Field(
         [0.485, 0.456, 0.406], min_length=3, max_length=3
     )
     std: list[Annotated[float, Field(gt=0, le=10)]] = Field(
         [0.229, 0.224, 0.225], min_length=3, max_length=3
+    )
+    antialias: bool = Field(
+        True, description="False reads single pixels when shrinking, as old tensor code did."
+    )
+    colour: Literal["rgb", "grey"] = Field(
+        "rgb", description="`grey` gives the network three equal channels."
     )
 
 
