@@ -139,7 +139,7 @@ def test_images_of_one_class_are_refused(name: str) -> None:
     for shown in (one, []):
         with pytest.raises(InvalidInputError) as caught:
             fit_baseline(spec_of(name), shown, seed=0)
-        assert caught.value.code == "classes_too_few"
+        assert caught.value.code == "too_few_classes"
 
 
 def test_features_over_the_bound_are_refused() -> None:

@@ -51,7 +51,7 @@ def fit_baseline(
         max_feature_bytes: bound on the features of all images together.
 
     Raises:
-        InvalidInputError: ``classes_too_few``: the images show one class or none.
+        InvalidInputError: ``too_few_classes``: the images show one class or none.
         TooLargeError: the features are over the bound.
         Exception: whatever a callback or ``batches`` raises.
     """
@@ -62,7 +62,7 @@ def fit_baseline(
         raise InvalidInputError(
             f"{spec.arch} tells classes apart, and the images to learn from show "
             f"{'one class' if len(targets) else 'none'} only",
-            code="classes_too_few",
+            code="too_few_classes",
         )
     options = typed_options(spec.arch, spec.arch_options)
     if isinstance(module, LinearSvm):
