@@ -129,7 +129,7 @@ _OWN = {
             SmallCnnOptions,
             presets={
                 "wide": SmallCnnOptions(
-                    channels=(32, 64), hidden=(128,), kernel_px=3, padded=True, batch_norm=True
+                    channels=(16, 32), hidden=(64,), kernel_px=3, padded=True, batch_norm=True
                 )
             },
         ),
@@ -138,8 +138,20 @@ _OWN = {
             for depth in (20, 32, 44, 56, 110)
         ),
         Architecture("resnet18_32px", Family.CNN, 32, ResNet18Options),
-        Architecture("row_rnn", Family.RNN, 32, RowRnnOptions),
-        Architecture("renet", Family.RNN, 32, ReNetOptions),
+        Architecture(
+            "row_rnn",
+            Family.RNN,
+            32,
+            RowRnnOptions,
+            presets={"small": RowRnnOptions(hidden=64, step_px=2)},
+        ),
+        Architecture(
+            "renet",
+            Family.RNN,
+            32,
+            ReNetOptions,
+            presets={"small": ReNetOptions(hidden=32, patches_px=(4, 2), classifier=(128,))},
+        ),
         Architecture(
             "patch_transformer",
             Family.TRANSFORMER,
