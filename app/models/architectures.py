@@ -158,7 +158,9 @@ _OWN = {
             32,
             PatchTransformerOptions,
             presets={
-                "small": PatchTransformerOptions(d_model=64, heads=4, layers=3, feed_forward=128)
+                "small": PatchTransformerOptions(
+                    patch_px=8, d_model=64, heads=4, layers=3, feed_forward=128
+                )
             },
         ),
         Architecture("linear_svm", Family.BASELINE, 32, LinearSvmOptions),

@@ -87,7 +87,7 @@ def test_svm_answers_as_liblinear_does() -> None:
     spec, images, unseen = spec_of("linear_svm"), stripes(60), stripes(30, seed=9)
     known, asked = features(spec, images.pixels), features(spec, unseen.pixels)
     mean, deviation = known.mean(axis=0), known.std(axis=0)
-    oracle = LinearSVC(loss="hinge", C=0.1, dual=True, random_state=0, max_iter=2000).fit(
+    oracle = LinearSVC(loss="hinge", C=0.01, dual=True, random_state=0, max_iter=2000).fit(
         (known - mean) / deviation, images.targets.numpy()
     )
     found = answers(fit_baseline(spec, batches(), seed=0), spec, unseen.pixels).numpy()
@@ -211,4 +211,4 @@ def test_empty_and_full_forms_agree_on_the_number_of_features() -> None:
         options = FeatureOptions(kind, grid, orientations)  # type: ignore[arg-type]
         extracted = ImageFeatures(options)
         assert extracted(torch.randn(2, 3, 40, 40)).shape == (2, extracted.count)
-    assert LinearSvm(3).classifier.in_features == 7 * 7 * 4 * 9
+    assert LinearSvm(3).classifier.in_features == 3 * 3 * 4 * 9
