@@ -154,12 +154,12 @@ def _check_names(labels: Mapping[str, str]) -> None:
     wrong = [
         name
         for name, new in labels.items()
-        if not new.strip() or len(new) > _MAX_LABEL_LENGTH or not new.isprintable()
+        if not new or new != new.strip() or len(new) > _MAX_LABEL_LENGTH or not new.isprintable()
     ]
     if wrong:
         raise InvalidInputError(
             f"{wrong[0][:_MAX_LABEL_LENGTH]!r} cannot be called {labels[wrong[0]][:60]!r}: a label "
-            f"has 1…{_MAX_LABEL_LENGTH} characters, all printable",
+            f"has 1…{_MAX_LABEL_LENGTH} characters, all printable, and no blank at an end",
             code="labels_map_invalid",
         )
 

@@ -125,8 +125,9 @@ def test_labels_are_renamed_and_merged_as_content(database: Database, tenant_id:
         ({"cat": " "}, "'cat' cannot be called ' '"),
         ({"cat": "a\x00b"}, "printable"),
         ({"cat": "c" * 201}, "1…200 characters"),
+        ({"cat": "dog "}, "no blank at an end"),
     ],
-    ids=["unknown", "blank", "control", "long"],
+    ids=["unknown", "blank", "control", "long", "padded"],
 )
 def test_names_that_cannot_be_given_are_refused(
     database: Database, tenant_id: str, labels: dict[str, str], told: str
