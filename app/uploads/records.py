@@ -19,7 +19,8 @@ from app.uploads.gunzip import Gunzip, GzipError
 from app.uploads.members import ArchiveLimits, too_large
 from app.uploads.record_names import CIFAR_10, CIFAR_100, CIFAR_BYTES, IDX, NAME_FILES
 
-#: Most bytes of one file of records, unpacked: what is held in memory. CIFAR-100 has 147 MiB.
+#: Most bytes of one file of records, unpacked. CIFAR-100 has 147 MiB. One takes as much memory, and
+#: three times as much where it lies packed and does not shrink.
 MAX_FILE_BYTES = 160 * 1024 * 1024
 #: Files of records in one archive, their labels and names of classes among them.
 _MAX_FILES = 1000
