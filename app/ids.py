@@ -42,6 +42,11 @@ def new_id(prefix: str) -> str:
     return _id(prefix, time.time_ns() // 1_000_000, secrets.randbits(80))
 
 
+def id_at(prefix: str, seconds: float) -> str:
+    """A fresh id of a moment, in seconds since 1970: where another clock than ours must count."""
+    return _id(prefix, int(seconds * 1000), secrets.randbits(80))
+
+
 def _id(prefix: str, milliseconds: int, rest: int) -> str:
     value = milliseconds << 80 | rest
     digits = [_ALPHABET[(value >> shift) & 31] for shift in range(5 * (_LENGTH - 1), -1, -5)]

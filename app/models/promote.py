@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
 from app.errors import ConflictError, InvalidInputError, NotFoundError
-from app.ids import ALIAS_MOVE, new_id
+from app.ids import ALIAS_MOVE, id_at
 from app.models.gate import GateRule, Verdict, find_gate, judge
 from app.models.resolve import get_model, get_version
 from app.models.states import MoveKind, VersionState
@@ -264,9 +264,11 @@ def _point(session: Session, aim: _Aim, kind: MoveKind, verdict: Verdict | None 
             set_={"version_id": fresh.excluded.version_id, "updated_at": func.now()},
         )
     )
+    # One clock for the moves of all machines, since their ids say which came last.
+    now = session.scalars(select(func.extract("epoch", func.clock_timestamp()))).one()
     session.add(
         AliasMove(
-            id=new_id(ALIAS_MOVE),
+            id=id_at(ALIAS_MOVE, float(now)),
             alias=aim.alias,
             kind=kind,
             from_version_id=before,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+from time import time_ns
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -308,6 +310,18 @@ def test_roll_back_ends_at_the_first_version_also_where_one_came_twice(pets: Pet
     pets.point(2)
     assert pets.back() == 1
     assert refused(pets.back).code == "nothing_to_roll_back"
+
+
+def test_move_by_a_machine_whose_clock_is_ahead_is_taken_back_as_any_other(
+    pets: Pets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pets.point(1)
+    pets.point(2)
+    with monkeypatch.context() as ahead:
+        ahead.setattr("app.ids.time", SimpleNamespace(time_ns=lambda: time_ns() + 300 * 10**9))
+        pets.point(3)
+    assert [pets.back(), pets.back()] == [2, 1]
+    assert pets.moves[-3:] == [("moved", 2, 3), ("rolled_back", 3, 2), ("rolled_back", 2, 1)]
 
 
 def test_roll_back_of_a_move_that_nobody_noted_is_refused(pets: Pets) -> None:
