@@ -178,6 +178,14 @@ NAMING = {
         "submit_job",
         {**JOBS["predict"][1], "model": "{model_version_id}"},
     ),
+    "evaluation on a dataset": (
+        "submit_job",
+        {**JOBS["evaluate"][1], "input": {"dataset": "{name}"}},
+    ),
+    "evaluation of a model version": (
+        "submit_job",
+        {**JOBS["evaluate"][1], "model": "{model_version_id}"},
+    ),
     "training on a dataset": (
         "submit_job",
         {**JOBS["finetune"][1], "input": {"dataset": "{name}"}},
