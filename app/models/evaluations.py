@@ -117,8 +117,8 @@ def latest_common(
 ) -> tuple[NamedEvaluation, NamedEvaluation] | None:
     """The newest evaluations of two versions on one split of one dataset version, or None.
 
-    Of several of the other version's, one of as many images comes first: images without an answer
-    are in no score, so only equal numbers can be those of the very same images.
+    Of several of the incumbent, one on no more of the images comes first, the fullest of them:
+    images without an answer are in no score.
     """
     ours, theirs = aliased(Evaluation), aliased(Evaluation)
     statement = (
@@ -143,7 +143,10 @@ def latest_common(
         statement = statement.where(Dataset.id == dataset_id)
     row = session.execute(
         statement.order_by(
-            ours.id.desc(), (ours.items == theirs.items).desc(), theirs.id.desc()
+            ours.id.desc(),
+            (theirs.items <= ours.items).desc(),
+            theirs.items.desc(),
+            theirs.id.desc(),
         ).limit(1)
     ).one_or_none()
     if row is None:

@@ -140,10 +140,11 @@ def judge(
 ) -> Verdict:
     """Whether ``candidate`` may take the place of ``incumbent``, and why.
 
-    Both are compared on the newest split of a dataset version that both were evaluated on, where
-    both answered as many of its images: scores on different ones say nothing about which is better.
-    Without a version in place only
-    ``minimum`` counts.
+    Both are compared on the newest split of a dataset version that both were evaluated on. The
+    candidate must have answered at least as many of its images: what a version cannot answer is in
+    none of its scores, so that one which knows the easy classes alone would win. One that answers
+    more may come, such as where a class was added. Without a version in place only ``minimum``
+    counts.
 
     Raises:
         NotFoundError: ``dataset_not_found``.
@@ -166,12 +167,12 @@ def judge(
     if ours is None:
         return _missing(rule, _not_evaluated(rule, incumbent))
     where = " ".join(filter(None, (ours.dataset, ours.split)))
-    if theirs is not None and ours.items != theirs.items:
+    if theirs is not None and ours.items < theirs.items:
         return _missing(
             rule,
             f"on {where} it answered {ours.items} images and the version in place {theirs.items}: "
             "images that could not be read, or whose class a version does not know, are in no "
-            "score; evaluate both where both answer all",
+            "score; it must answer as many",
         )
     found = ours.metrics[rule.metric]
     place = theirs.metrics[rule.metric] if theirs is not None else None

@@ -187,6 +187,16 @@ def test_scores_on_fewer_of_the_images_are_not_compared(pets: Pets) -> None:
     assert pets.promote(2, ACCURACY).incumbent == 0.90
 
 
+def test_version_that_answers_more_of_the_images_may_come(pets: Pets) -> None:
+    # A class was added: the one in place answers none of its images, and never will.
+    pets.point(1)
+    pets.evaluated(1, 0.90, items=60)
+    pets.evaluated(2, 0.89)
+    assert refused(lambda: pets.promote(2, ACCURACY)).code == "gate_not_passed"
+    pets.evaluated(3, 0.91)
+    assert pets.promote(3, ACCURACY).incumbent == 0.90
+
+
 def test_newest_images_that_both_answered_decide(pets: Pets) -> None:
     pets.point(1)
     for number, on, accuracy in ((1, "zoo@1", 0.9), (2, "zoo@1", 0.8)):
