@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -12,7 +14,7 @@ from app.api.parts import parts, principal, request_id
 from app.api.replies import Reply
 from app.audit.actions import Action, Outcome
 from app.audit.append import append_entry
-from app.errors import DarkroomError
+from app.errors import DarkroomError, ForbiddenError
 from app.log import get_logger
 
 log = get_logger(__name__)
@@ -104,6 +106,19 @@ def record_denial(tenant_id: str, key_id: str, code: str, **details: Any) -> Non
             )
     except DarkroomError as error:
         log.warning("denial_not_audited", key=key_id, denied=code, code=error.code)
+
+
+@contextmanager
+def note_denial(**details: Any) -> Iterator[None]:
+    """Note it where what is done within is forbidden to the key of this request.
+
+    It stands around a transaction, not in one: that of a refusal is rolled back.
+    """
+    try:
+        yield
+    except ForbiddenError as error:
+        record_denial(principal().tenant_id, principal().key_id, error.code, **details)
+        raise
 
 
 def check_noted(response: Response, *, replayed: bool) -> None:

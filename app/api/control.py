@@ -8,7 +8,7 @@ from typing import Any
 from flask import Response
 from sqlalchemy.orm import Session
 
-from app.api.audit import describe
+from app.api.audit import describe, note_denial
 from app.api.idempotency import once
 from app.api.jobs import ACCEPTED, accepted
 from app.api.parts import parts, principal
@@ -95,7 +95,8 @@ def retry_job(path: JobPath, body: RetryJob) -> Response:
         )
         return accepted(session, job)
 
-    return once(submit, Retry_After="1")
+    with note_denial():
+        return once(submit, Retry_After="1")
 
 
 def _control(change: Callable[[Session, str, str], Job], path: JobPath) -> Response:

@@ -11,7 +11,7 @@ from flask import Response, request
 from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
-from app.api.audit import describe, record_denial
+from app.api.audit import describe, note_denial
 from app.api.auth import require_scope
 from app.api.idempotency import once
 from app.api.parts import parts, principal
@@ -33,7 +33,6 @@ from app.api.schemas.jobs import (
 from app.api.schemas.limits import limits_of
 from app.api.views import retry_after_seconds, show_job, show_jobs, show_polled_job
 from app.audit.actions import Action
-from app.errors import ForbiddenError
 from app.jobs.evaluate import submit_evaluate
 from app.jobs.poll import glance_at_job, poll_job
 from app.jobs.progress import list_jobs as page_jobs
@@ -72,12 +71,8 @@ def submit_job(body: SubmitJob) -> Response:
     """
     asked = body.root
     require_scope(SCOPE_OF_KIND[JobKind(asked.kind)])
-    try:
+    with note_denial():
         return once(lambda session: accepted(session, _submit(session, asked)), Retry_After="1")
-    except ForbiddenError as error:
-        # After its transaction: one who looks where it may not is worth knowing of.
-        record_denial(principal().tenant_id, principal().key_id, error.code)
-        raise
 
 
 def accepted(session: Session, job: Job) -> Reply:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from flask import Response, request
 from werkzeug.http import dump_options_header
 
-from app.api.audit import record_apart
+from app.api.audit import note_denial, record_apart
 from app.api.parts import parts, principal
 from app.api.places import Places, take_download
 from app.api.replies import send
@@ -107,16 +107,17 @@ def get_spec(path: VersionPath, query: ExportQuery) -> Response:
 def _find(path: VersionPath, owner: str | None) -> _Exported:
     """The version, as it may be taken away now."""
     tenant_id = principal().tenant_id
-    with parts().db.tenant(tenant_id) as session:
+    name = path.name if owner is None else f"{owner}/{path.name}"
+    with note_denial(model=name), parts().db.tenant(tenant_id) as session:
         if owner is None:
             version = get_version(session, tenant_id, f"{path.name}@{path.number}")
             # Before the spec, which a version that is not ready has none of either.
             weights = stored_weights(version)
-            return _Exported(path.name, path.number, spec_of(version), weights)
-        shared = find_shared(session, f"{owner}/{path.name}@{path.number}")
-    if not shared.may(Right.EXPORT):
-        raise not_granted(shared, Right.EXPORT)
-    return _Exported(f"{owner}/{path.name}", path.number, shared.spec, shared.weights)
+            return _Exported(name, path.number, spec_of(version), weights)
+        shared = find_shared(session, f"{name}@{path.number}")
+        if not shared.may(Right.EXPORT):
+            raise not_granted(shared, Right.EXPORT)
+    return _Exported(name, path.number, shared.spec, shared.weights)
 
 
 class _Pieces:

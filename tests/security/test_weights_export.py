@@ -11,6 +11,7 @@ import pytest
 from safetensors import safe_open
 from sqlalchemy import text
 
+from app.audit.read import list_entries
 from app.audit.tables import AuditEntry
 from app.db.session import Database
 from app.keyring import Keyring
@@ -135,6 +136,10 @@ def test_export_needs_the_scope_and_the_right(
         refused = guest.api("GET", address, query_string=theirs)
         assert (refused.status_code, refused.json["code"]) == (403, "export_not_granted")
         assert CLASSES[0] not in refused.text
+    with database.tenant(guest.tenant_id) as session:
+        denied, _ = list_entries(session, guest.tenant_id, action="access.denied")
+    assert [each.details["code"] for each in denied] == ["export_not_granted"] * 2
+    assert {each.details["model"] for each in denied} == {f"{owner.name}/shapes"}
     share(owner, guest, "export")
     assert guest.api("GET", WEIGHTS, query_string=theirs).data == plain
     assert guest.api("GET", SPEC, query_string=theirs).json["model"] == f"{owner.name}/shapes"
