@@ -10,7 +10,7 @@ import typer
 from app.cli.connect import GuardedGroup, JsonFlag, connect
 from app.cli.console import note, print_json, print_table, say
 from app.cli.limits import read_seconds
-from app.cli.words import ago_text
+from app.cli.words import ago_text, day_or_minute
 
 if TYPE_CHECKING:
     from app.client.values import Key
@@ -90,7 +90,7 @@ def list_keys(context: typer.Context, as_json: JsonFlag = False) -> None:
                 if key.revoked_at
                 else "expired"
                 if key.expires_at and key.expires_at <= now
-                else f"until {key.expires_at.date()}"
+                else f"until {day_or_minute(key.expires_at, now)}"
                 if key.expires_at
                 else "live",
             )

@@ -185,11 +185,13 @@ def _require_model(darkroom: Darkroom, reference: str) -> None:
     """Raise what the service would answer to a job of this model, as far as can be asked."""
     from app.client import ApiError
 
-    # An id is copied, not typed, and no address of the service reads a version by it; nor do
-    # models of other tenants have any.
-    if reference.startswith("mdv_") or "/" in reference:
+    # An id is copied, not typed, and no address of the service reads a version by it.
+    if reference.startswith("mdv_"):
         return
     try:
+        if "/" in reference:
+            _require_shared(darkroom, reference)
+            return
         version = darkroom.models.find(reference)
     except ApiError as error:
         # A key may submit jobs and yet not read models.
@@ -199,4 +201,32 @@ def _require_model(darkroom: Darkroom, reference: str) -> None:
     if version.state != "ready":
         raise ApiError(
             f"model version {reference!r} is {version.state}", code="model_not_ready", status=409
+        )
+
+
+def _require_shared(darkroom: Darkroom, reference: str) -> None:
+    from app.client import ApiError
+
+    name, _, selector = reference.partition("@")
+    found = next((each for each in darkroom.models.shared() if each.model == name), None)
+    if found is None:
+        raise ApiError(
+            f"no model {reference!r} is shared with this tenant; see darkroom models shared",
+            code="model_not_found",
+            status=404,
+        )
+    number = selector.isascii() and selector.isdigit()
+    if not number and (selector or "production") not in found.aliases:
+        known = ", ".join(f"@{alias}" for alias in found.aliases)
+        raise ApiError(
+            f"no model {reference!r} is shared with this tenant; aliases of {name!r} are "
+            f"{known or 'none'}",
+            code="model_not_found",
+            status=404,
+        )
+    if "run" not in found.rights:
+        raise ApiError(
+            f"{name!r} is shared with this tenant for {' and '.join(found.rights)}, not to run it",
+            code="run_not_granted",
+            status=403,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 STATE_STYLE: dict[str, str] = {
@@ -93,6 +93,14 @@ def ago_text(moment: datetime | None, now: datetime | None = None) -> str:
         if seconds / length < limit:
             return f"{max(0, round(seconds / length))} {unit} ago"
     return moment.date().isoformat()
+
+
+def day_or_minute(moment: datetime, now: datetime | None = None) -> str:
+    """``2026-12-24``; with hour and minute, ``2026-11-30 19:01 UTC``, within two days from now."""
+    moment = moment.astimezone(UTC)
+    if abs(moment - (now or datetime.now(UTC))) > timedelta(days=2):
+        return moment.date().isoformat()
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
 def score_text(score: float | None) -> str:

@@ -68,6 +68,13 @@ class Models:
             ApiError: ``model_not_found``, as for a job that names it.
         """
         name, _, selector = reference.partition("@")
+        if "/" in name:
+            raise ApiError(
+                f"{name!r} is a model of another tenant, which alone sees its versions; what it "
+                "shares stands in the list of shared models",
+                code="model_not_found",
+                status=404,
+            )
         if selector.isascii() and selector.isdigit():
             return self.get(name, int(selector))
         alias = selector or _PRODUCTION

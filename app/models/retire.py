@@ -33,7 +33,8 @@ def archive_version(session: Session, tenant_id: str, model: str, number: int) -
             f"point{'s' if len(aliases) == 1 else ''} at version {number}: point elsewhere first",
             code="version_in_use",
         )
-    _move(session, tenant_id, version, VersionState.ARCHIVED, "archived")
+    name = f"{model}@{number}"
+    _move(session, tenant_id, version, VersionState.ARCHIVED, name=name, word="archived")
 
 
 def restore_version(session: Session, tenant_id: str, model: str, number: int) -> None:
@@ -49,7 +50,8 @@ def restore_version(session: Session, tenant_id: str, model: str, number: int) -
             f"model version {model}@{number} is {version.state}, not archived",
             code="model_not_archived",
         )
-    _move(session, tenant_id, version, VersionState.READY, "restored")
+    name = f"{model}@{number}"
+    _move(session, tenant_id, version, VersionState.READY, name=name, word="restored")
 
 
 def delete_version(session: Session, tenant_id: str, model: str, number: int) -> None:
@@ -93,7 +95,13 @@ def _locked(session: Session, tenant_id: str, model: str, number: int) -> ModelV
 
 
 def _move(
-    session: Session, tenant_id: str, version: ModelVersion, to: VersionState, word: str
+    session: Session,
+    tenant_id: str,
+    version: ModelVersion,
+    to: VersionState,
+    *,
+    name: str,
+    word: str,
 ) -> None:
     # ``ready_at`` tells when it became ready first.
     values: dict[str, Any] = {"delete_asked_at": None}
@@ -109,6 +117,6 @@ def _move(
     )
     if not moved:
         raise ConflictError(
-            f"model version {version.id!r} is {version.state} and cannot be {word}",
+            f"model version {name} is {version.state} and cannot be {word}",
             code="model_not_ready",
         )

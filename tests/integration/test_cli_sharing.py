@@ -75,6 +75,9 @@ def test_model_is_shared_exported_and_taken_back_by_the_command_line(
     model = f"{owner.name}/shapes"
     (shared,) = json.loads(run(guest, "models", "shared", "--json"))
     assert (shared["model"], shared["max_items_per_day"]) == (model, 500)
+    # Versions are their owner's to see; the refusal says where to look instead.
+    for reference in (model, f"{model}@1"):
+        assert "shared models" in run(guest, "models", "show", reference, code=Exit.REFUSED)
     file = tmp_path / "taken.safetensors"
     refused = run(guest, "models", "export", f"{model}@1", "-o", file, code=Exit.REFUSED)
     assert "export_not_granted" in refused

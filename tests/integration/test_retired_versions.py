@@ -84,7 +84,9 @@ def test_archived_version_takes_no_jobs_until_it_is_restored(shelf: Shelf) -> No
         shelf.db.tenant(shelf.tenant_id) as session,
     ):
         resolve_version(session, shelf.tenant_id, "pets@1")
-    assert refused(lambda: shelf.do(archive_version)) == "model_not_ready"
+    with pytest.raises(ConflictError, match="pets@1 is archived") as twice:
+        shelf.do(archive_version)
+    assert twice.value.code == "model_not_ready"
     shelf.do(restore_version)
     assert (shelf.version.state, shelf.version.ready_at) == (VersionState.READY, ready_at)
     assert refused(lambda: shelf.do(restore_version)) == "model_not_archived"

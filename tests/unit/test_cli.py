@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 
 import httpx2
 import pytest
@@ -158,6 +159,16 @@ def test_key_is_shown_once_on_stdout(service, run):
     done = run("keys", "create", "ci", "--scope", "jobs:read", "--days", 3)
     assert done.stdout == "dk_secret\n"
     assert sent(service, "POST /v1/keys")["expires_at"]
+
+
+def test_key_that_ends_soon_is_listed_with_its_hour(service, run):
+    soon = datetime.now(UTC) + timedelta(hours=2)
+    key = {"id": "key_1", "name": "ci", "scopes": ["jobs:read"], "created_at": "2026-01-01T00:00Z"}
+    late = {**key, "id": "key_2", "expires_at": "2999-12-24T18:00:00+00:00"}
+    service.on("GET /v1/keys", page([{**key, "expires_at": soon.isoformat()}, late]))
+    first, second = run("keys", "list").stdout.splitlines()[1:]
+    assert first.endswith(f"until {soon:%Y-%m-%d %H:%M} UTC")
+    assert second.endswith("until 2999-12-24")
 
 
 def test_key_is_rotated_with_its_overlap(service, run):

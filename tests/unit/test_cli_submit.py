@@ -87,6 +87,48 @@ def test_model_that_would_be_refused_is_told_before_the_archive_is_sent(
     assert not service.asked("POST /v1/uploads")
 
 
+SHARED = {
+    "id": "grt_1",
+    "model": "acme/pets",
+    "rights": ["run"],
+    "aliases": {"production": 3},
+    "version_numbers": [3, 2],
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "rights", "told"),
+    [
+        ("acme/dogs", ["run"], "no model 'acme/dogs' is shared with this tenant"),
+        ("acme/pets@next", ["run"], "aliases of 'acme/pets' are @production [model_not_found]"),
+        ("acme/pets@2", ["evaluate"], "for evaluate, not to run it [run_not_granted]"),
+    ],
+)
+def test_shared_model_that_would_be_refused_is_told_before_the_archive_is_sent(
+    service, run, tmp_path, model, rights, told
+):
+    path = tmp_path / "photos.zip"
+    path.write_bytes(b"PK")
+    service.on("GET /v1/shared-models", page([{**SHARED, "rights": rights}]))
+    done = run("submit", path, "-m", model)
+    assert done.exit_code == Exit.REFUSED
+    assert told in " ".join(done.stderr.split())
+    assert not service.asked("POST /v1/uploads")
+
+
+@pytest.mark.parametrize("model", ["acme/pets", "acme/pets@production", "acme/pets@2"])
+def test_shared_model_that_may_run_is_submitted(service, run, tmp_path, model):
+    path = tmp_path / "photos.zip"
+    path.write_bytes(b"PK")
+    service.on("GET /v1/shared-models", page([SHARED]))
+    ingest = job("queued", id="job_0", kind="ingest")
+    service.on("POST /v1/uploads", answer({"upload": UPLOAD, "job": ingest}, 202))
+    service.on("GET /v1/jobs/job_0", answer({**ingest, "state": "succeeded"}))
+    service.on("POST /v1/jobs", answer(job("validating"), 202))
+    assert run("submit", path, "-m", model).exit_code == Exit.DONE
+    assert sent(service, "POST /v1/jobs")["model"] == model
+
+
 @pytest.mark.parametrize("model", ["mdv_1", "digits"])
 def test_model_that_cannot_be_looked_up_is_left_to_the_submit(service, run, tmp_path, model):
     path = tmp_path / "photos.zip"
