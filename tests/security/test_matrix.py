@@ -212,6 +212,11 @@ NAMING = {
         "freeze_dataset",
         {**BODIES["freeze_dataset"], "input": {"upload": "{upload_id}"}},
     ),
+    "gate on a dataset": ("put_gate", {"metric": "f1", "dataset": "{name}"}),
+    "promotion judged on a dataset": (
+        "promote",
+        {"version": 1, "gate": {"metric": "f1", "dataset": "{name}"}},
+    ),
 }
 
 
