@@ -17,7 +17,7 @@ from app.db.schema import known_revisions
 ROOT = Path(__file__).parents[2]
 LOCK_FILES = ("requirements.lock", "deploy/api.lock", "deploy/bootstrap.lock")
 PIN = re.compile(r"^([a-z0-9][a-z0-9._-]*)==(\S+)", re.MULTILINE)
-TORCH_WORLD = {"torch", "torchvision", "torchmetrics", "triton", "safetensors"}
+TORCH_WORLD = {"torch", "torchvision", "triton", "safetensors"}
 
 
 def modules_after(statement: str) -> set[str]:

@@ -31,7 +31,7 @@ def loaded_by(*queues: str) -> set[str]:
 def test_doors_that_compute_load_torch_and_leave_torchvision_for_later() -> None:
     loaded = loaded_by("inference", "training")
     assert "torch" in loaded
-    assert not loaded & {"torchvision", "torch._dynamo", "torch._inductor", "torchmetrics"}
+    assert not loaded & {"torchvision", "torch._dynamo", "torch._inductor"}
 
 
 def test_doors_that_move_bytes_load_no_torch() -> None:
