@@ -32,9 +32,9 @@ from tests.unit.pictures import one_torch_thread, small_spec, stripes
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
 from worker.tasks.checkpoints import Checkpoints
-from worker.training.checkpoint import TrainingState
 from worker.training.data import TrainingStoppedError
 from worker.training.fit import EpochReport, fit
+from worker.training.state import TrainingState
 
 BUCKET = "darkroom"
 #: Five steps in an epoch.
@@ -140,9 +140,9 @@ class Attempt:
         """The weights at the end."""
         checkpoints = Checkpoints(self.process, self.held)
 
-        def before_batch(state: TrainingState) -> None:
+        def before_step(state: TrainingState) -> None:
             look(state)
-            checkpoints.before_batch(state)
+            checkpoints.before_step(state)
             self.steps.append(state.steps)
 
         def epoch_over(report: EpochReport, state: TrainingState) -> None:
@@ -155,7 +155,7 @@ class Attempt:
                 ),
             )
 
-        return _fit(on_begin=checkpoints.resume, before_batch=before_batch, on_epoch=epoch_over)
+        return _fit(on_begin=checkpoints.resume, before_step=before_step, on_epoch=epoch_over)
 
     def die_at(self, steps: int) -> None:
         """Run as far as a kill before this step lets it come."""
@@ -189,7 +189,7 @@ def undisturbed() -> dict[str, Tensor]:
 
 def _fit(**hooks: Any) -> dict[str, Tensor]:
     images, tests = stripes(48), stripes(12, seed=1)
-    return fit(SPEC, RECIPE, images, tests, device="cpu", **hooks).state_dict()
+    return fit(SPEC, RECIPE, images, tests, device="cpu", **hooks).module.state_dict()
 
 
 class BrokenStore:

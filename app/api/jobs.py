@@ -41,6 +41,7 @@ from app.jobs.submit import submit_export, submit_finetune, submit_import, submi
 from app.jobs.tables import Job
 from app.jobs.training_time import check_training_minutes
 from app.tenants.scopes import Scope
+from app.training.start import spell_recipe
 
 resource = Resource("jobs", "Jobs", "Submit work and watch it.")
 
@@ -112,7 +113,9 @@ def _submit(
                 tenant_id,
                 dataset=asked.input.dataset,
                 model=asked.model,
-                recipe=asked.options.recipe(),
+                recipe=spell_recipe(
+                    session, tenant_id, asked.options.given(), preset=asked.options.preset
+                ),
                 alias=asked.options.alias,
                 priority=asked.priority,
                 limits=limits_of(asked.deadline),

@@ -106,7 +106,11 @@ class Jobs:
         idempotency_key: str | None = None,
         **recipe: Any,
     ) -> Job:
-        """Train a version of ``model`` on a dataset version; ``recipe`` as in the API's options."""
+        """Train a version of ``model`` on a dataset version.
+
+        ``recipe`` are the API's options: ``preset="standard"``, ``arch="resnet20"``,
+        ``start="photos@3"``, ``max_seconds=600``, ``augment={"flip": True}`` and so on.
+        """
         return self._submit(
             "finetune",
             input={"dataset": dataset},

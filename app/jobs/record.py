@@ -7,7 +7,7 @@ another attempt owns it, nothing at all is written.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -138,10 +138,17 @@ def record_prefix(
     _count(session, lease, rows)
 
 
-def record_stopped(session: Session, lease: Lease, rows: Sequence[ItemRow] = ()) -> None:
+def record_stopped(
+    session: Session,
+    lease: Lease,
+    rows: Sequence[ItemRow] = (),
+    *,
+    before_close: Callable[[Session], None] = lambda _: None,
+) -> None:
     """Let go of a chunk of a job that was told to stop.
 
     Finished items stay, the others count as cancelled, or as expired where it was a deadline.
+    ``before_close`` runs in the same transaction, before the job may end.
 
     Raises:
         FencedError: the lease was lost; nothing is written.
@@ -152,6 +159,7 @@ def record_stopped(session: Session, lease: Lease, rows: Sequence[ItemRow] = ())
     end_lease(session, lease, state)
     left = max(lease.hi - lease.lo - len(rows), 0)
     _count(session, lease, rows, extra={counter: getattr(Job, counter) + left})
+    before_close(session)
     close_stopped_if_let_go(session, lease.tenant_id, lease.job_id)
 
 

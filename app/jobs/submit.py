@@ -9,7 +9,6 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.datasets.resolve import resolve_dataset
-from app.datasets.tables import Split
 from app.errors import InvalidInputError, NotFoundError
 from app.jobs.add import add_job
 from app.jobs.limits import NO_LIMITS, Limits
@@ -24,7 +23,9 @@ from app.models.architectures import find_architecture
 from app.models.register import announce_version
 from app.models.shared import choose_version
 from app.models.spec import PreprocessSpec
+from app.training.check import DatasetFacts, check_dataset
 from app.training.recipe import TrainingRecipe
+from app.training.start import settle_start
 from app.uploads.tables import Upload, UploadKind, UploadState
 
 ExportFormat = Literal["jsonl", "csv", "parquet"]
@@ -112,20 +113,13 @@ def submit_finetune(
     """Submit the training of a new version of ``model`` on a dataset version.
 
     Raises:
-        InvalidInputError: the dataset cannot teach anything: one class, or an empty split.
+        InvalidInputError: the dataset cannot teach or judge, see
+            :func:`app.training.check.check_dataset`, or ``start_mismatch``.
+        NotFoundError: no such dataset, or no version to start from.
     """
     data = resolve_dataset(session, tenant_id, dataset)
-    if len(data.classes) < 2:
-        raise InvalidInputError(
-            f"dataset {dataset} has {len(data.classes)} class; training needs at least two",
-            code="too_few_classes",
-        )
-    for split in (Split.TRAIN, Split.TEST):
-        if not sum((data.counts.get(split.value) or {}).values()):
-            raise InvalidInputError(
-                f"dataset {dataset} has no images in its {split.value} split",
-                code="empty_split",
-            )
+    check_dataset(DatasetFacts(dataset, data.classes, data.counts), recipe)
+    recipe = settle_start(session, tenant_id, recipe)
     job = add_job(
         session,
         tenant_id,
@@ -143,8 +137,13 @@ def submit_finetune(
         tenant_id,
         model=model,
         arch=recipe.arch,
-        arch_options={},
-        lineage={"job": job.id, "dataset_version": data.id, "recipe": recipe.as_dict()},
+        arch_options=recipe.arch_options,
+        lineage={
+            "job": job.id,
+            "dataset_version": data.id,
+            "recipe": recipe.as_dict(),
+            **({"parent": recipe.start} if recipe.start is not None else {}),
+        },
         job_id=job.id,
     )
     job.model_version_id = version.id

@@ -79,7 +79,7 @@ def quota_used_up(minutes: int) -> TooManyError:
     """Why a fine-tuning under way was stopped."""
     return TooManyError(
         f"this tenant's quota {QUOTA} of {minutes} within {WINDOW.days} days is used up; the "
-        "metrics of the epochs that had ended are kept, the network is not",
+        "metrics of the epochs that had ended and the best network so far are kept",
         code=CODE,
         errors=[{"pointer": QUOTA, "detail": f"at most {minutes} minutes"}],
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
@@ -72,6 +72,11 @@ class PreprocessSpec:
     def digest(self) -> str:
         """SHA-256 over the canonical JSON; two specs with one digest act alike."""
         return _digest(self.as_dict())
+
+    def at_size(self, input_px: int) -> PreprocessSpec:
+        """The same for a network of another input size, with the same share cropped away."""
+        resize_px = round(self.resize_px * input_px / self.crop_px)
+        return replace(self, resize_px=resize_px, crop_px=input_px)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; :meth:`from_dict` reads them back."""

@@ -203,7 +203,7 @@ def test_cancelled_training_leaves_no_version_pending(
         assert version.state == VersionState.FAILED
 
 
-_SAMPLES = [("cat", "train"), ("dog", "train"), ("cat", "test"), ("dog", "test")]
+_SAMPLES = [(label, split) for split in ("train", "train", "test") for label in ("cat", "dog")]
 
 
 def test_cancelled_export_ends_and_leaves_its_source_alone(quiet: Database, owner: str) -> None:

@@ -29,7 +29,7 @@ from app.storage.s3 import ObjectStore
 from tests.jobs import lose_worker
 from tests.trainings import BUCKET, Attempt, BrokenStore, Training, undisturbed
 from tests.unit.pictures import assert_same, one_torch_thread
-from worker.training.checkpoint import TrainingState
+from worker.training.state import TrainingState
 
 
 @pytest.fixture

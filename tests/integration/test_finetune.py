@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from app.datasets.freeze import freeze_dataset
 from app.db.session import Database
-from app.errors import InvalidInputError
+from app.errors import InvalidInputError, NotFoundError
 from app.jobs.artifacts import list_artifacts
 from app.jobs.cancel import cancel_job
 from app.jobs.evaluate import submit_evaluate
@@ -24,7 +24,8 @@ from app.models.states import VersionState
 from app.settings import Settings
 from app.training.metrics import read_metrics
 from app.training.recipe import TrainingRecipe
-from tests.factories import add_upload, entry
+from app.training.start import spell_recipe
+from tests.factories import add_upload, add_version, entry
 from tests.service import Service, running_service, wait_until
 from tests.shapes import SHAPES, freeze_shapes
 
@@ -90,6 +91,34 @@ def test_finetuned_version_answers_as_well_as_its_scores_say(
     assert [file.name for file in files] == ["report.html", "report.json", "report.csv"]
     assert version.calibration is not None
     assert version.calibration["on"] == f"{dataset}, test"
+    go_on(service, database, tenant_id, dataset, job)
+
+
+def go_on(service: Service, database: Database, tenant_id: str, dataset: str, job: Job) -> None:
+    """Another training starts from the version: the same network, and one gentle epoch."""
+    assert job.result is not None
+    with database.tenant(tenant_id) as session:
+        recipe = spell_recipe(
+            session,
+            tenant_id,
+            {"start": "shapes", "epochs": 1, "learning_rate": 1e-6, "seed": 1},
+            preset="quick",
+        )
+        again = submit_finetune(
+            session,
+            tenant_id,
+            dataset=dataset,
+            model="more",
+            recipe=recipe,
+        )
+    again = service.wait_for_end(tenant_id, again.id)
+    assert again.result is not None, again.error
+    assert again.result["accuracy"] == pytest.approx(job.result["accuracy"], abs=0.05)
+    with database.tenant(tenant_id) as session:
+        more = resolve_version(session, tenant_id, "more")
+    assert more.lineage["parent"] == more.lineage["recipe"]["start"] == job.model_version_id
+    assert more.lineage["transfer"]["tensors_drawn"] == []
+    assert (more.lineage["ended_by"], more.lineage["epoch"]) == ("epochs", 1)
 
 
 def evaluate(service: Service, db: Database, tenant_id: str, dataset: str) -> Job:
@@ -114,13 +143,20 @@ def evaluate(service: Service, db: Database, tenant_id: str, dataset: str) -> Jo
     return job
 
 
-def recognise(service: Service, db: Database, tenant_id: str, source: dict[str, Any]) -> list[Item]:
+def recognise(
+    service: Service,
+    db: Database,
+    tenant_id: str,
+    source: dict[str, Any],
+    *,
+    model: str = "shapes",
+) -> list[Item]:
     with db.tenant(tenant_id) as session:
         job = submit_predict(
             session,
             tenant_id,
             source=source,
-            model="shapes",
+            model=model,
             options={"top_k": 1, "threshold": 0.0, "activation": "softmax"},
             own_bucket="darkroom",
             locations=ANYWHERE,
@@ -131,11 +167,16 @@ def recognise(service: Service, db: Database, tenant_id: str, source: dict[str, 
         return list(page_results(session, tenant_id, job, cursor=None, limit=100).items)
 
 
-def test_cancelled_finetune_ends_soon_and_its_version_failed(
+def test_cancelled_finetune_ends_soon_and_keeps_its_best_network_without_an_alias(
     service: Service, database: Database, tenant_id: str, dataset: str
 ) -> None:
     job = submit(database, tenant_id, dataset, epochs=10_000)
-    wait_until(lambda: service.look_at(tenant_id, job.id).progress, "an epoch is over")
+
+    def epochs() -> int:
+        progress = service.look_at(tenant_id, job.id).progress or {}
+        return int(progress["step"]) if progress.get("unit") == "epoch" else 0
+
+    wait_until(epochs, "an epoch is over")
     with database.tenant(tenant_id) as session:
         cancel_job(session, tenant_id, job.id)
     ended = service.wait_for_end(tenant_id, job.id, seconds=10)
@@ -143,7 +184,14 @@ def test_cancelled_finetune_ends_soon_and_its_version_failed(
     assert ended.model_version_id is not None
     with database.tenant(tenant_id) as session:
         version = get_version(session, tenant_id, ended.model_version_id)
-    assert version.state == VersionState.FAILED
+        with pytest.raises(NotFoundError):
+            get_version(session, tenant_id, "shapes@production")
+    assert version.state == VersionState.READY
+    assert version.scores is None
+    assert version.lineage["ended_by"] == "stopped"
+    assert version.lineage["epochs"] >= 1
+    source = {"dataset": dataset, "split": "test"}
+    assert recognise(service, database, tenant_id, source, model="shapes@1")
 
 
 @pytest.mark.parametrize(
@@ -152,6 +200,7 @@ def test_cancelled_finetune_ends_soon_and_its_version_failed(
         (["cat", "cat"], ["train", "test"], "too_few_classes"),
         (["cat", "dog"], ["train", "train"], "empty_split"),
         (["cat", "dog"], ["test", "test"], "empty_split"),
+        (["cat", "dog"], ["train", "test"], "one_class_split"),
     ],
 )
 def test_dataset_that_cannot_teach_is_refused_before_there_is_a_job(
@@ -166,3 +215,25 @@ def test_dataset_that_cannot_teach_is_refused_before_there_is_a_job(
     assert caught.value.code == code
     with database.tenant(tenant_id) as session:
         assert session.scalar(select(Job.id).where(Job.tenant_id == tenant_id)) is None
+
+
+def test_version_that_cannot_be_started_from_is_refused(database: Database, tenant_id: str) -> None:
+    with database.tenant(tenant_id) as session:
+        rows = [
+            entry(4 * n + m, label, split)
+            for n, label in enumerate(("cat", "dog"))
+            for m, split in enumerate(("train", "train", "train", "test"))
+        ]
+        upload = add_upload(session, tenant_id, rows)
+        freeze_dataset(session, tenant_id, name="pets", upload_id=upload.id)
+        ready = add_version(session, tenant_id, "net")
+    for start, arch, error, code in (
+        ("nothing@1", "small_cnn", NotFoundError, "model_not_found"),
+        (ready.id, "resnet20", InvalidInputError, "start_mismatch"),
+    ):
+        with pytest.raises(error) as caught:
+            submit(database, tenant_id, "pets@1", start=start, arch=arch)
+        assert caught.value.code == code
+    with pytest.raises(InvalidInputError) as caught:
+        submit(database, tenant_id, "pets@1", arch="patch_transformer", input_px=30)
+    assert caught.value.code == "preprocess_invalid"

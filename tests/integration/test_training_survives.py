@@ -107,13 +107,13 @@ def test_training_killed_mid_epoch_and_mid_checkpoint_ends_with_the_same_numbers
     assert worker.process.wait(timeout=120) == -signal.SIGKILL
     reached, numbers = newest(), metrics(database, tenant_id, job)
     assert (reached["steps"], reached["epoch"]) == (17, 1)
-    assert reached["batch"] > 0
+    assert reached["epoch_steps"] > 0
     assert {step for _, step, *_ in numbers} == {1}
 
     # Told to stop in an epoch: what it has learnt is kept, and no kill is counted.
     worker = start(service, "checkpoint_begun:1:SIGTERM")
     assert worker.process.wait(timeout=120) == 0
-    assert resumed_at(worker) == (reached["epoch"], reached["batch"])
+    assert resumed_at(worker) == (reached["epoch"], reached["epoch_steps"])
     chunk = look_at_chunk(database, chunk_id)
     assert (chunk.state, chunk.kills) == (ChunkState.PENDING, 0)
     assert newest()["steps"] > reached["steps"]
@@ -122,7 +122,7 @@ def test_training_killed_mid_epoch_and_mid_checkpoint_ends_with_the_same_numbers
     # Mid-checkpoint: stored, and dead before the cursor names it.
     worker = start(service, "checkpoint_stored:2:SIGKILL", ALWAYS)
     assert worker.process.wait(timeout=120) == -signal.SIGKILL
-    assert resumed_at(worker) == (reached["epoch"], reached["batch"])
+    assert resumed_at(worker) == (reached["epoch"], reached["epoch_steps"])
     assert newest()["steps"] == reached["steps"] + 1
     reached = newest()
     prefix = keys.checkpoint_prefix(tenant_id, job.id)
@@ -132,7 +132,7 @@ def test_training_killed_mid_epoch_and_mid_checkpoint_ends_with_the_same_numbers
 
     worker = start(service)
     ended = outcome(service, database, tenant_id, job)
-    assert resumed_at(worker) == (reached["epoch"], reached["batch"])
+    assert resumed_at(worker) == (reached["epoch"], reached["epoch_steps"])
     assert look_at_chunk(database, chunk_id).attempt == 4
     assert metrics(database, tenant_id, job)[: len(numbers)] == numbers
     wait_until(lambda: not list(objects.list("darkroom", prefix)), "the checkpoints are deleted")
@@ -143,9 +143,9 @@ def test_training_killed_mid_epoch_and_mid_checkpoint_ends_with_the_same_numbers
 
 
 def resumed_at(worker: WorkerHandle) -> tuple[int, int]:
-    """Where the worker says that it went on, as epochs and ImageBatches that were over."""
+    """Where the worker says that it went on, as epochs and steps of the next that were over."""
     for line in worker.log.read_text().splitlines():
         if '"training_resumed"' in line:
             said = json.loads(line)
-            return said["epoch"], said["batch"]
+            return said["epoch"], said["steps"]
     raise AssertionError(f"the worker resumed nothing: {worker.log.read_text()}")

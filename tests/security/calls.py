@@ -80,7 +80,8 @@ PLAIN = {
     # Names for what is made, or that point to it.
     *("alias", "options.alias"),
     # Words that the code knows, or that are compared with nothing.
-    *("action", "arch", "options.arch", "classes", "options.classes", "labels"),
+    *("action", "arch", "options.arch", "options.arch_options", "classes", "options.classes"),
+    "labels",
     # An address and a token; tests/security/test_webhook_guard.py and test_links.py attack these.
     *("url", "token"),
 }

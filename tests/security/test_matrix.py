@@ -190,6 +190,14 @@ NAMING = {
         "submit_job",
         {**JOBS["finetune"][1], "input": {"dataset": "{name}"}},
     ),
+    "training that starts from a model": (
+        "submit_job",
+        {**JOBS["finetune"][1], "options": {"start": "{name}"}},
+    ),
+    "training that starts from a version": (
+        "submit_job",
+        {**JOBS["finetune"][1], "options": {"start": "{model_version_id}"}},
+    ),
     "import of an upload": (
         "submit_job",
         {

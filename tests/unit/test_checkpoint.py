@@ -15,22 +15,62 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from app.errors import InvalidInputError
+from app.training.augment import AugmentSpec
 from app.training.recipe import TrainingRecipe
 from tests.unit.pictures import assert_same, one_torch_thread, small_spec, stripes
 from worker.recognisers.registry import build_module
 from worker.training import fit as fit_module
 from worker.training.checkpoint import (
     CheckpointRefusedError,
-    TrainingState,
     restore_checkpoint,
     save_checkpoint,
 )
 from worker.training.data import TrainingStoppedError
 from worker.training.fit import EpochReport, fit
+from worker.training.state import TrainingState
 
 #: 48 images in batches of 10: five steps in an epoch, the last one smaller.
 RECIPE = TrainingRecipe(epochs=3, train_batch_size=10, seed=7)
 STEPS = 15
+RECIPES = {
+    "momentum": RECIPE,
+    "plain": replace(RECIPE, momentum=0.0, schedule="constant"),
+    "adamw-ema": replace(
+        RECIPE,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        ema_decay=0.9,
+        clip_norm=1.0,
+        warmup_epochs=0.5,
+        decay_norms=False,
+    ),
+    "accumulation": replace(
+        RECIPE,
+        accumulate_batches=2,
+        schedule="step",
+        step_epochs=1,
+        sampler="balanced",
+        class_weights="balanced",
+    ),
+    "augmentation": replace(
+        RECIPE,
+        schedule="one_cycle",
+        optimizer="adamw",
+        learning_rate=1e-3,
+        augment=AugmentSpec(
+            crop_padding_px=2,
+            flip=True,
+            policy="trivialaugment",
+            colour_jitter=0.2,
+            erase_probability=0.5,
+            mixup_alpha=0.5,
+            cutmix_alpha=1.0,
+        ),
+    ),
+    "frozen": replace(RECIPE, frozen_epochs=1, layer_decay=0.5, ema_decay=0.5),
+    "probe": replace(RECIPE, train_layers="head", optimizer="adamw"),
+    "bf16": replace(RECIPE, precision="bf16", train_batch_size=0),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -42,9 +82,12 @@ def _one_thread() -> Iterator[None]:
 class Run:
     """One training from its beginning or a checkpoint, to its end or to a step."""
 
-    def __init__(self, recipe: TrainingRecipe, start: Path | None = None) -> None:
+    def __init__(
+        self, recipe: TrainingRecipe, start: Path | None = None, *, validates: bool = False
+    ) -> None:
         self.recipe = recipe
         self.start = start
+        self.validation = stripes(12, seed=2) if validates else None
         self.reports: list[EpochReport] = []
         self.steps: list[int] = []
 
@@ -67,7 +110,7 @@ class Run:
             if self.start is not None:
                 restore_checkpoint(state, self.start)
 
-        def before_batch(state: TrainingState) -> None:
+        def before_step(state: TrainingState) -> None:
             look(state)
             self.steps.append(state.steps)
 
@@ -75,50 +118,59 @@ class Run:
             self.reports.append(report)
             look(state)
 
-        module = fit(
+        fitted = fit(
             small_spec(),
             self.recipe,
             stripes(48),
             stripes(12, seed=1),
+            validation=self.validation,
             device="cpu",
             on_begin=begin,
             on_epoch=epoch_over,
-            before_batch=before_batch,
+            before_step=before_step,
         )
-        return module.state_dict()
+        return fitted.module.state_dict()
 
 
 def numbers(reports: list[EpochReport]) -> list[EpochReport]:
     return [replace(report, seconds=0.0) for report in reports]
 
 
-@pytest.mark.parametrize("steps", [1, 5, 7, 10, 14, 15])
-@pytest.mark.parametrize(
-    "recipe",
-    [RECIPE, replace(RECIPE, momentum=0.0, schedule="constant")],
-    ids=["momentum", "plain"],
-)
+@pytest.mark.parametrize("steps", [1, 5, 7, 14, 15])
 def test_resumed_training_ends_with_the_bits_of_an_undisturbed_one(
-    tmp_path: Path, recipe: TrainingRecipe, steps: int
+    tmp_path: Path, steps: int
 ) -> None:
-    undisturbed, path = Run(recipe), tmp_path / "checkpoint"
+    undisturbed, path = Run(RECIPE), tmp_path / "checkpoint"
     expected = undisturbed.to_the_end()
-    first = Run(recipe)
+    first = Run(RECIPE)
     first.to_step(steps, path)
-    second = Run(recipe, path)
+    second = Run(RECIPE, path)
     assert_same(second.to_the_end(), expected)
     assert first.steps + second.steps == list(range(STEPS))
     assert numbers(first.reports + second.reports) == numbers(undisturbed.reports)
 
 
-def test_training_may_be_interrupted_again_and_again(tmp_path: Path) -> None:
-    expected = Run(RECIPE).to_the_end()
+@pytest.mark.parametrize("validates", [False, True], ids=["last", "best"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_training_may_be_interrupted_again_and_again(
+    tmp_path: Path, name: str, validates: bool
+) -> None:
+    undisturbed = Run(RECIPES[name], validates=validates)
+    expected = undisturbed.to_the_end()
+    last = len(undisturbed.steps)
+    epoch = last // 3
+    reports = []
     start = None
-    for steps in range(1, STEPS, 2):
+    # In an epoch, at its end, at its begin, and where there is nothing left to do.
+    for steps in sorted({1, epoch, epoch + 1, 2 * epoch - 1, last}):
         path = tmp_path / str(steps)
-        Run(RECIPE, start).to_step(steps, path)
+        run = Run(RECIPES[name], start, validates=validates)
+        run.to_step(steps, path)
+        reports += run.reports
         start = path
-    assert_same(Run(RECIPE, start).to_the_end(), expected)
+    run = Run(RECIPES[name], start, validates=validates)
+    assert_same(run.to_the_end(), expected)
+    assert numbers(reports + run.reports) == numbers(undisturbed.reports)
 
 
 def test_network_that_draws_while_it_learns_draws_the_same_after_a_resumption(
@@ -162,18 +214,23 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda header, _: header.update(format=2),
+        lambda header, _: header.update(format=1),
         lambda header, _: header.update(run="0" * 64),
         lambda header, _: header.update(epoch=4),
-        lambda header, _: header.update(epoch=3, batch=1),
+        lambda header, _: header.update(epoch=3, epoch_steps=1),
         lambda header, _: header.update(epoch=-1),
         lambda header, _: header.update(epoch=True),
-        lambda header, _: header.update(batch=5),
-        lambda header, _: header.update(batch="2"),
+        lambda header, _: header.update(epoch_steps=5),
+        lambda header, _: header.update(epoch_steps="2"),
         lambda header, _: header.update(seconds=-1),
         lambda header, _: header.update(seconds=None),
+        lambda header, _: header.update(batch_size=9),
+        lambda header, _: header.update(parts=0),
+        lambda header, _: header.update(best={"epoch": 1, "loss": 0.5, "accuracy": 0.5}),
+        lambda header, _: header.update(best={"epoch": 2, "loss": 0.5, "accuracy": 0.5}),
+        lambda header, _: header.update(best=[1]),
         lambda header, _: header.clear(),
-        lambda _, tensors: tensors.pop("momentum.classifier.1.bias"),
+        lambda _, tensors: tensors.pop("optimizer.classifier.1.bias:momentum_buffer"),
         lambda _, tensors: tensors.pop("random.order"),
         lambda _, tensors: tensors.update(more=torch.zeros(1)),
         lambda _, tensors: tensors.update({"module.classifier.1.bias": torch.zeros(121)}),
@@ -212,7 +269,7 @@ def assert_refused(path: Path) -> None:
             restore_checkpoint(state, path)
 
     expected = Run(RECIPE).to_the_end()
-    module = fit(
+    fitted = fit(
         small_spec(),
         RECIPE,
         stripes(48),
@@ -221,7 +278,7 @@ def assert_refused(path: Path) -> None:
         on_begin=begin,
         on_epoch=lambda _report, _state: None,
     )
-    assert_same(module.state_dict(), expected)
+    assert_same(fitted.module.state_dict(), expected)
 
 
 @pytest.mark.parametrize(

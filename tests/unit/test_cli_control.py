@@ -71,6 +71,37 @@ def test_submit_and_finetune_send_limits_and_priority(service, run):
     assert asked["deadline"] == "2126-01-01T00:00:00+00:00"
 
 
+def test_finetune_sends_the_fields_that_were_given(service, run):
+    service.on("POST /v1/jobs", answer(job("validating"), 202))
+    run(
+        *("finetune", "-d", "pets@1", "-m", "pets", "--preset", "best", "--start", "photos@2"),
+        *("--max-time", "10m", "--batch-size", 0, "--alias", ""),
+        *("--set", "augment.flip=true", "--set", "augment.policy=randaugment"),
+        *("--set", "ema_decay=0.99", "--set", "arch_options.preset=small"),
+    )
+    assert sent(service, "POST /v1/jobs")["options"] == {
+        "preset": "best",
+        "start": "photos@2",
+        "max_seconds": 600,
+        "train_batch_size": 0,
+        "alias": None,
+        "augment": {"flip": True, "policy": "randaugment"},
+        "ema_decay": 0.99,
+        "arch_options": {"preset": "small"},
+    }
+
+
+@pytest.mark.parametrize("text", ["flip", "=1", "seed=1", "seed.a=1"])
+def test_field_that_cannot_be_read_is_refused_before_anything_is_sent(service, run, text):
+    service.on("POST /v1/jobs", answer(job("validating"), 202))
+    options = ("-d", "pets@1", "-m", "pets", "--set", "seed=1", "--set", text)
+    done = run("finetune", *options)
+    if text == "seed=1":
+        assert sent(service, "POST /v1/jobs")["options"]["seed"] == 1
+    else:
+        assert done.exit_code == Exit.USAGE
+
+
 def test_zero_failed_images_are_a_budget_too(service, run):
     service.on("POST /v1/jobs", answer(job("validating"), 202))
     run("submit", "s3://b/p", "-m", "digits", "--max-failed", 0)

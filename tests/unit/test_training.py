@@ -19,10 +19,11 @@ from tests.unit.pictures import (
 )
 from worker.pipeline.decode import DecodePool
 from worker.recognisers.preprocess import Normalise
-from worker.training.checkpoint import TrainingState
 from worker.training.data import CachedImages, TrainingStoppedError
-from worker.training.fit import EpochReport, evaluate, fit
+from worker.training.evaluate import evaluate
+from worker.training.fit import EpochReport, fit
 from worker.training.seed import seeded
+from worker.training.state import TrainingState
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +41,7 @@ def decoder() -> Iterator[DecodePool]:
 def teach(recipe: TrainingRecipe, stop_after: int | None = None) -> list[EpochReport]:
     reports: list[EpochReport] = []
 
-    def before_batch(_state: TrainingState) -> None:
+    def before_step(_state: TrainingState) -> None:
         if stop_after is not None and len(reports) >= stop_after:
             raise TrainingStoppedError("the test has seen enough")
 
@@ -51,7 +52,7 @@ def teach(recipe: TrainingRecipe, stop_after: int | None = None) -> list[EpochRe
         stripes(48, seed=1),
         device="cpu",
         on_epoch=lambda report, _state: reports.append(report),
-        before_batch=before_batch,
+        before_step=before_step,
     )
     return reports
 
@@ -59,7 +60,7 @@ def teach(recipe: TrainingRecipe, stop_after: int | None = None) -> list[EpochRe
 def test_network_learns_what_the_images_show() -> None:
     reports = teach(TrainingRecipe(epochs=15, train_batch_size=8))
     assert [report.epoch for report in reports] == list(range(1, 16))
-    assert reports[-1].test_accuracy == 1.0
+    assert reports[-1].held_out_accuracy == 1.0
     assert reports[-1].train_accuracy == 1.0
     assert reports[-1].train_loss < reports[0].train_loss
     assert all(report.seconds > 0 for report in reports)
@@ -74,7 +75,7 @@ def test_same_seed_gives_the_same_network_to_the_bit() -> None:
             stripes(12),
             device="cpu",
             on_epoch=lambda _report, _state: None,
-        )
+        ).module
         assert not module.training
         return module.state_dict()
 

@@ -152,10 +152,10 @@ def test_network_learns_the_same_from_streamed_images(decoder: DecodePool) -> No
             max_cache_bytes=max_cache_bytes,
         )
         recipe = TrainingRecipe(epochs=1, train_batch_size=7)
-        module = fit(
+        fitted = fit(
             spec, recipe, images, images, device="cpu", on_epoch=lambda _report, _state: None
         )
-        return module.state_dict()
+        return fitted.module.state_dict()
 
     with one_torch_thread():
         assert_same(weights(10**9), weights(0))

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from app.clock import monotonic_seconds
 from app.db.hold import deletions_held
 from app.errors import FencedError, ObjectMissingError, StorageError, UnavailableError
+from app.jobs.claim import Lease
 from app.jobs.record import record_part
 from app.log import get_logger
 from app.models.weights import version_data_key
@@ -30,11 +31,11 @@ from worker.tasks.sealed import store_sealed, unseal_into
 from worker.tasks.versions import fetch_object
 from worker.training.checkpoint import (
     CheckpointRefusedError,
-    TrainingState,
     restore_checkpoint,
     save_checkpoint,
 )
 from worker.training.data import TrainingStoppedError
+from worker.training.state import TrainingState
 
 log = get_logger(__name__)
 
@@ -56,6 +57,13 @@ class Checkpoints:
         self._furthest: int = cursor.get("furthest", 0)
         self._kept_steps = 0
         self._kept_at = monotonic_seconds()
+        #: The training once it has begun.
+        self.state: TrainingState | None = None
+
+    @property
+    def lease(self) -> Lease:
+        """Under which they are written."""
+        return self._held.lease
 
     def resume(self, state: TrainingState) -> None:
         """Go on from the newest checkpoint that can be read; without one, from the beginning.
@@ -64,6 +72,7 @@ class Checkpoints:
             StorageError: the store does not answer; trying again may help.
             SealError: the key that seals them is not here; no reason to begin anew.
         """
+        self.state = state
         while self._kept:
             newest = self._kept[0]
             try:
@@ -73,12 +82,14 @@ class Checkpoints:
                 # The cursor names it no more; it is deleted when the job has ended.
                 self._kept.pop(0)
                 continue
-            log.info("training_resumed", key=newest["key"], epoch=state.epoch, batch=state.batch)
+            log.info(
+                "training_resumed", key=newest["key"], epoch=state.epoch, steps=state.epoch_steps
+            )
             break
         self._kept_steps = state.steps
         self.report(_progress(state))
 
-    def before_batch(self, state: TrainingState) -> None:
+    def before_step(self, state: TrainingState) -> None:
         """Keep a checkpoint where one is due, or where the training must stop.
 
         Raises:
@@ -129,7 +140,7 @@ class Checkpoints:
             self._record(self._store(state), _progress(state))
         except UnavailableError as error:
             log.warning("checkpoint_not_kept", code=error.code, detail=error.detail)
-            # Not before every ImageBatch from now on: the next when its time has come.
+            # Not before every step from now on: the next when its time has come.
             self._kept_at = monotonic_seconds()
 
     def _store(self, state: TrainingState) -> dict[str, Any]:
@@ -148,7 +159,7 @@ class Checkpoints:
             "sha256": stored.sealed_sha256,
             "plain_sha256": stored.sha256,
             "epoch": state.epoch,
-            "batch": state.batch,
+            "epoch_steps": state.epoch_steps,
             "steps": state.steps,
         }
 
@@ -235,4 +246,4 @@ def _kind(key: str) -> str:
 
 
 def _progress(state: TrainingState) -> dict[str, Any]:
-    return {"step": state.epoch, "steps": state.epochs, "unit": "epoch"}
+    return {"step": state.epoch, "steps": state.recipe.epochs, "unit": "epoch"}

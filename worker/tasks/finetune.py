@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from io import BufferedRandom
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from typing import Any
 
+import torch
 from sqlalchemy.orm import Session
+from torch import nn
 
-from app.datasets.resolve import resolve_dataset
 from app.datasets.tables import Split
 from app.jobs.claim import Lease
+from app.models.architectures import Family, find_architecture
 from app.models.spec import ModelSpec
 from app.training.metrics import log_metrics
 from app.training.recipe import TrainingRecipe
@@ -17,15 +21,20 @@ from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
 from worker.recognisers.cost import count_macs
 from worker.recognisers.preprocess import Normalise
-from worker.recognisers.registry import default_preprocess
 from worker.recognisers.weights import check_weights, save_weights
 from worker.tasks.checkpoints import Checkpoints
-from worker.tasks.door import let_go
 from worker.tasks.files import memory_file, path_of
 from worker.tasks.splits import load_splits
+from worker.tasks.starts import load_start, look_up_training
+from worker.tasks.stopped import end_stopped
 from worker.tasks.versions import Tested, register_version, store_weights
-from worker.training.data import TrainingStoppedError
-from worker.training.fit import EpochReport, evaluate, fit
+from worker.training.baselines import fit_baseline
+from worker.training.data import TrainingImages, TrainingStoppedError
+from worker.training.evaluate import evaluate
+from worker.training.fit import EpochReport, fit
+
+#: Images of which a baseline's features are computed at once.
+_BASELINE_BATCH = 256
 
 
 def finetune_chunk(process: WorkerProcess, held: HeldLease) -> None:
@@ -35,50 +44,88 @@ def finetune_chunk(process: WorkerProcess, held: HeldLease) -> None:
     """
     lease = held.lease
     recipe = TrainingRecipe.from_dict(lease.options["recipe"])
-    assert lease.dataset_version_id is not None
-    with process.db.tenant(lease.tenant_id) as session:
-        classes = resolve_dataset(session, lease.tenant_id, lease.dataset_version_id).classes
-    spec = ModelSpec(recipe.arch, tuple(classes), default_preprocess(recipe.arch))
+    spec, splits = look_up_training(process, lease, recipe)
     checkpoints = Checkpoints(process, held)
+    lineage: dict[str, Any] = {}
 
     def alive(_answered: int) -> None:
         # No step of the training ends while a large split is answered.
         held.report(held.progress)
 
     try:
-        train, test = load_splits(
-            process, held, spec, (Split.TRAIN, Split.TEST), on_progress=checkpoints.report
-        )
-        module = fit(
-            spec,
-            recipe,
-            train,
-            test,
-            device=process.device,
-            on_begin=checkpoints.resume,
-            before_batch=checkpoints.before_batch,
-            on_answered=alive,
-            on_epoch=lambda report, state: checkpoints.keep_epoch(
-                state, lambda session: _log_epoch(session, lease, report)
-            ),
-        )
+        loaded = load_splits(process, held, spec, splits, on_progress=checkpoints.report)
+        images = dict(zip(splits, loaded, strict=True))
+        if find_architecture(recipe.arch).family == Family.BASELINE:
+            module = _fit_baseline(held, spec, recipe, images[Split.TRAIN])
+        else:
+            module, lineage = _fit_network(
+                process, checkpoints, spec, recipe, images=images, on_answered=alive
+            )
     except TrainingStoppedError:
-        let_go(process, held)
+        end_stopped(process, held, spec, checkpoints.state)
         return
+    test = images[Split.TEST]
+    module = module.to(process.device)
     normalise = Normalise(spec.preprocess).to(process.device)
     tested = evaluate(module, normalise, test, device=process.device, on_answered=alive)
     scores = score(tested.predicted, test.targets, spec.classes)
-    with memory_file() as file:
-        save_weights(module, path_of(file))
-        _register(
-            process,
-            held,
-            spec,
-            file,
-            scores,
-            tested=Tested(lease.dataset_version_id, Split.TEST, len(test)),
-            unread=len(train.failed) + len(test.failed),
-        )
+    _register(
+        process,
+        held,
+        spec,
+        module,
+        scores=scores,
+        tested=Tested(str(lease.dataset_version_id), Split.TEST, len(test)),
+        unread=sum(len(split.failed) for split in loaded),
+        lineage=lineage,
+    )
+
+
+def _fit_network(
+    process: WorkerProcess,
+    checkpoints: Checkpoints,
+    spec: ModelSpec,
+    recipe: TrainingRecipe,
+    *,
+    images: Mapping[Split, TrainingImages],
+    on_answered: Callable[[int], None],
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The trained network, and what its lineage tells of the training."""
+    lease = checkpoints.lease
+    lineage: dict[str, Any] = {}
+
+    def start(module: nn.Module) -> None:
+        if recipe.start is not None:
+            lineage["transfer"] = load_start(process, lease, recipe.start, module, spec)
+
+    fitted = fit(
+        spec,
+        recipe,
+        images[Split.TRAIN],
+        images[Split.TEST],
+        validation=images.get(Split.VALIDATION),
+        start=start,
+        device=process.device,
+        on_begin=checkpoints.resume,
+        before_step=checkpoints.before_step,
+        on_answered=on_answered,
+        on_epoch=lambda report, state: checkpoints.keep_epoch(
+            state, lambda session: _log_epoch(session, lease, report)
+        ),
+    )
+    lineage |= {"epoch": fitted.epoch, "epochs": fitted.epochs, "ended_by": fitted.ended_by}
+    return fitted.module, lineage
+
+
+def _fit_baseline(
+    held: HeldLease, spec: ModelSpec, recipe: TrainingRecipe, train: TrainingImages
+) -> nn.Module:
+    def on_step() -> None:
+        if held.should_stop():
+            raise TrainingStoppedError("training was told to stop")
+
+    with closing(train.batches(torch.arange(len(train)), _BASELINE_BATCH)) as batches:
+        return fit_baseline(spec, batches, seed=recipe.seed, on_step=on_step)
 
 
 def _log_epoch(session: Session, lease: Lease, report: EpochReport) -> None:
@@ -90,8 +137,8 @@ def _log_epoch(session: Session, lease: Lease, report: EpochReport) -> None:
         {
             "train_loss": report.train_loss,
             "train_accuracy": report.train_accuracy,
-            "test_loss": report.test_loss,
-            "test_accuracy": report.test_accuracy,
+            f"{report.held_out}_loss": report.held_out_loss,
+            f"{report.held_out}_accuracy": report.held_out_accuracy,
             "learning_rate": report.learning_rate,
             "epoch_seconds": report.seconds,
         },
@@ -102,17 +149,20 @@ def _register(
     process: WorkerProcess,
     held: HeldLease,
     spec: ModelSpec,
-    file: BufferedRandom,
-    scores: Scores,
+    module: nn.Module,
     *,
+    scores: Scores,
     tested: Tested,
     unread: int,
+    lineage: Mapping[str, Any],
 ) -> None:
     """Store the weights, then make version, alias and job's end true in one transaction."""
     lease = held.lease
     version_id = str(lease.model_version_id)
-    report = check_weights(path_of(file), spec)
-    stored = store_weights(process, held, file)
+    with memory_file() as file:
+        save_weights(module, path_of(file))
+        report = check_weights(path_of(file), spec)
+        stored = store_weights(process, held, file)
     result = {
         "model_version": version_id,
         "accuracy": scores.accuracy,
@@ -120,6 +170,7 @@ def _register(
         "recall": scores.recall,
         "f1": scores.f1,
         "unreadable_images": unread,
+        **{name: lineage[name] for name in ("epoch", "ended_by") if name in lineage},
     }
     register_version(
         process,
@@ -131,4 +182,5 @@ def _register(
         result=result,
         scores=scores.as_dict(),
         tested=tested,
+        lineage=lineage,
     )

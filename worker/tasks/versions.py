@@ -134,6 +134,25 @@ def _load_plain(process: WorkerProcess, spec: ModelSpec, weights: StoredWeights)
         raise
 
 
+def open_version(
+    process: WorkerProcess, tenant_id: str, version_id: str, file: BufferedRandom
+) -> None:
+    """Write the weights of one of the tenant's versions in clear to an empty file in memory.
+
+    Raises:
+        DarkroomError: as :func:`warm_recogniser`.
+    """
+    _, weights = _look_up(process, tenant_id, version_id)
+    weights.check(sealed_only=process.settings.sealed_only)
+    if weights.is_sealed:
+        _open_bundle(process, weights, weights.open_key(process.keyring), file)
+        return
+    fetch_object(process, weights.object_key, file, on_part=process.heartbeat.move_all)
+    file.seek(0)
+    if hashlib.file_digest(file, "sha256").hexdigest() != weights.sha256:
+        raise ObjectChangedError(f"{weights.object_key} is not what was registered")
+
+
 class ObjectChangedError(StorageError):
     """An object arrived that has not the digest that was registered."""
 

@@ -1,17 +1,14 @@
 """Checkpoints: a training at one moment as a file, from which it goes on to the same numbers.
 
-One safetensors file with a JSON header, never pickle. It holds the network, the momentum of the
-optimizer, the states of the random generators, the position, and the sums of the running epoch.
-The learning rate follows from the position.
+One safetensors file with a JSON header, never pickle. It holds the network, its moving average,
+what the optimizer remembers, the weights of the best epoch, the states of the random generators,
+the position, and the sums of the running epoch. The learning rate follows from the position.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +16,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.optim.optimizer import Optimizer
 
 from app.errors import DarkroomError
-from app.models.spec import ModelSpec
-from app.training.recipe import TrainingRecipe
-from worker.training.data import TrainingImages
+from worker.training.optim import (
+    expected_tensors,
+    learning_parameters,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from worker.training.position import Position, read_position
+from worker.training.state import Best, TrainingState
 
 #: Grows when the content of the file changes; a checkpoint of another format is refused.
-_FORMAT = 1
+_FORMAT = 2
 _HEADER = "checkpoint"
 _CUDA = "random.cuda"
 
@@ -38,114 +39,32 @@ class CheckpointRefusedError(DarkroomError):
     code = "checkpoint_refused"
 
 
-@dataclass(slots=True)
-class TrainingState:
-    """All that a training is at one moment: what it has learnt, and where it stands."""
-
-    #: What the run is taught, see :func:`run_digest`.
-    run: str
-    module: nn.Module
-    optimizer: Optimizer
-    #: Draws the order of the images, once for each epoch.
-    order: torch.Generator
-    device: str
-    epochs: int
-    batches_per_epoch: int
-    #: State of ``order`` before it draws the order of the running epoch.
-    drawn_from: Tensor
-    #: Loss summed over the running epoch's images so far, float32 [].
-    loss_sum: Tensor
-    #: Images of the running epoch that were answered right so far, int64 [].
-    correct: Tensor
-    #: Epochs that are over.
-    epoch: int = 0
-    #: ImageBatches of the running epoch that are over.
-    batch: int = 0
-    #: Seconds of the running epoch before ``_since``.
-    _seconds: float = 0.0
-    _since: float = field(default_factory=time.perf_counter)
-
-    @property
-    def steps(self) -> int:
-        """ImageBatches learnt from since the first epoch began."""
-        return self.epoch * self.batches_per_epoch + self.batch
-
-    @property
-    def seconds(self) -> float:
-        """Seconds spent in the running epoch, those before a resumption too."""
-        return self._seconds + time.perf_counter() - self._since
-
-    def begin_epoch(self) -> None:
-        """Stand before the first ImageBatch of an epoch, with no sums yet."""
-        self.batch = 0
-        self.drawn_from = self.order.get_state()
-        self.loss_sum = torch.zeros((), device=self.device)
-        self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.go_on(0.0)
-
-    def go_on(self, seconds: float) -> None:
-        """Count the running epoch's time from now, ``seconds`` of it being over."""
-        self._seconds, self._since = seconds, time.perf_counter()
-
-
-def begin_state(
-    spec: ModelSpec,
-    recipe: TrainingRecipe,
-    train: TrainingImages,
-    *,
-    module: nn.Module,
-    optimizer: Optimizer,
-    order: torch.Generator,
-    device: str,
-) -> TrainingState:
-    """The state before the first step; ``module`` is on ``device`` already."""
-    return TrainingState(
-        run=run_digest(spec, recipe, train),
-        module=module,
-        optimizer=optimizer,
-        order=order,
-        device=device,
-        epochs=recipe.epochs,
-        batches_per_epoch=math.ceil(len(train) / recipe.train_batch_size),
-        drawn_from=order.get_state(),
-        loss_sum=torch.zeros((), device=device),
-        correct=torch.zeros((), dtype=torch.int64, device=device),
-    )
-
-
-def run_digest(spec: ModelSpec, recipe: TrainingRecipe, train: TrainingImages) -> str:
-    """SHA-256 of what decides every step: the network, the recipe, the images and their targets.
-
-    A frozen dataset's images never change, but one that could not be read is left out: the
-    others then come in another order.
-    """
-    facts = {
-        "spec": spec.as_dict(),
-        "recipe": recipe.as_dict(),
-        "targets": hashlib.sha256(train.targets.numpy().tobytes()).hexdigest(),
-        "failed": [result.ordinal for result in train.failed],
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
 def save_checkpoint(state: TrainingState, path: Path) -> None:
     """Write the state to a file, which may be one in memory; at least one step is over.
 
     Raises:
         OSError: there is no room for it.
     """
+    best = state.best
     header = {
         "format": _FORMAT,
         "run": state.run,
         "epoch": state.epoch,
-        "batch": state.batch,
+        "epoch_steps": state.epoch_steps,
+        "batch_size": state.batch_size,
+        "parts": state.parts,
         "seconds": state.seconds,
+        "past_seconds": state.past_seconds,
+        "best": best and {"epoch": best.epoch, "loss": best.loss, "accuracy": best.accuracy},
     }
-    tensors = {
-        # Cloned, as safetensors refuses tensors that share memory.
-        name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in _tensors(state).items()
+    tensors = _tensors(state) | {
+        f"optimizer.{name}": value
+        for name, value in optimizer_tensors(state.optimizer, _names(state.module)).items()
     }
+    if best is not None:
+        tensors |= {f"best.{name}": value for name, value in best.weights.items()}
+    # Cloned, as safetensors refuses tensors that share memory.
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     content = save(tensors, metadata={_HEADER: json.dumps(header)})
     del tensors
     path.write_bytes(content)
@@ -161,38 +80,44 @@ def restore_checkpoint(state: TrainingState, path: Path) -> None:
         CheckpointRefusedError: it is damaged or of another run; the state is as it was.
     """
     header, tensors = _read(path)
-    epoch, batch, seconds = _position(header, state)
+    _require_run(header, state)
+    position = read_position(header, state)
+    if position is None:
+        raise CheckpointRefusedError(f"the checkpoint stands at no place of this run: {header}")
     cuda = tensors.pop(_CUDA, None)
-    _compare(_expected(state), tensors)
-    _try_generator(tensors["random.order"])
-    _try_generator(tensors["random.cpu"])
+    _compare(_expected(state, position), tensors)
+    for name in ("random.order", "random.augment", "random.cpu"):
+        _try_generator(tensors[name])
     # From here on nothing is refused.
     if cuda is not None and torch.device(state.device).type == "cuda":
         torch.cuda.set_rng_state(cuda, state.device)
     torch.set_rng_state(tensors["random.cpu"])
     state.order.set_state(tensors["random.order"])
+    state.augmenting.set_state(tensors["random.augment"])
     state.drawn_from = tensors["random.order"]
-    state.module.load_state_dict(
-        {name: tensors[f"module.{name}"] for name in state.module.state_dict()}
-    )
-    for name, parameter in state.module.named_parameters():
-        momentum = tensors.get(f"momentum.{name}")
-        if momentum is not None:
-            state.optimizer.state[parameter]["momentum_buffer"] = momentum.to(state.device)
+    state.module.load_state_dict(_part(tensors, "module."))
+    if state.ema is not None:
+        state.ema.module.load_state_dict(_part(tensors, "ema."))
+    restore_optimizer(state.optimizer, _names(state.module), _part(tensors, "optimizer."))
     state.loss_sum = tensors["sum.loss"].to(state.device)
     state.correct = tensors["sum.correct"].to(state.device)
-    state.epoch, state.batch = epoch, batch
-    state.go_on(seconds)
+    state.epoch, state.epoch_steps = position.epoch, position.epoch_steps
+    state.batch_size, state.parts = position.batch_size, position.parts
+    if position.best is not None:
+        state.best = Best(*position.best, weights=_part(tensors, "best."))
+    state.past_seconds = position.past_seconds
+    state.go_on(position.seconds)
 
 
 def _tensors(state: TrainingState) -> dict[str, Tensor]:
+    """What every checkpoint holds, whatever has been learnt by now."""
     tensors = {f"module.{name}": tensor for name, tensor in state.module.state_dict().items()}
-    for name, parameter in state.module.named_parameters():
-        momentum = state.optimizer.state[parameter].get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"momentum.{name}"] = momentum
+    if state.ema is not None:
+        averages = state.ema.module.state_dict()
+        tensors |= {f"ema.{name}": tensor for name, tensor in averages.items()}
     tensors |= {
         "random.order": state.drawn_from,
+        "random.augment": state.augmenting.get_state(),
         "random.cpu": torch.get_rng_state(),
         "sum.loss": state.loss_sum,
         "sum.correct": state.correct,
@@ -202,14 +127,33 @@ def _tensors(state: TrainingState) -> dict[str, Tensor]:
     return tensors
 
 
-def _expected(state: TrainingState) -> dict[str, Tensor]:
+def _expected(state: TrainingState, position: Position) -> dict[str, Tensor]:
     """Tensors of the names, shapes and dtypes that a checkpoint of this run has on any device."""
     expected = _tensors(state)
     expected.pop(_CUDA, None)
-    if any(group["momentum"] for group in state.optimizer.param_groups):
-        for name, parameter in state.module.named_parameters():
-            expected[f"momentum.{name}"] = parameter
+    if position.best is not None:
+        weights = state.module.state_dict()
+        expected |= {f"best.{name}": tensor for name, tensor in weights.items()}
+    # Parameters that have rested till now are remembered by no optimizer.
+    last = position.epoch if position.epoch_steps else position.epoch - 1
+    learnt = learning_parameters(state.module, state.recipe, epoch=last)
+    for name, parameter in state.module.named_parameters():
+        if name in learnt:
+            remembered = expected_tensors(state.recipe, name, parameter)
+            expected |= {f"optimizer.{key}": value for key, value in remembered.items()}
     return expected
+
+
+def _names(module: nn.Module) -> dict[Tensor, str]:
+    return {parameter: name for name, parameter in module.named_parameters()}
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -225,30 +169,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
-def _position(header: dict[str, Any], state: TrainingState) -> tuple[int, int, float]:
-    """Epochs and ImageBatches that were over, and seconds of the running epoch."""
+def _require_run(header: dict[str, Any], state: TrainingState) -> None:
     if header.get("format") != _FORMAT:
         raise CheckpointRefusedError(
-            f"the checkpoint has format {header.get('format')!r}, not {_FORMAT}"
+            f"the checkpoint has format {header.get('format')!r}, not {_FORMAT}: another release "
+            "wrote it"
         )
     if header.get("run") != state.run:
         raise CheckpointRefusedError(
             "the checkpoint is of another run: its network, recipe or images are not these"
         )
-    epoch, batch, seconds = header.get("epoch"), header.get("batch"), header.get("seconds")
-    if not (
-        type(epoch) is int
-        and type(batch) is int
-        and isinstance(seconds, (int, float))
-        and 0 <= epoch <= state.epochs
-        and 0 <= batch < (state.batches_per_epoch if epoch < state.epochs else 1)
-        and 0 <= seconds < math.inf
-    ):
-        raise CheckpointRefusedError(
-            f"the checkpoint stands at no place of this run: epoch {epoch!r}, batch {batch!r}, "
-            f"{seconds!r} seconds"
-        )
-    return epoch, batch, seconds
 
 
 def _compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:

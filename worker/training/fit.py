@@ -1,53 +1,71 @@
-"""Teaching a network: epochs of cross-entropy and SGD with momentum."""
+"""Teaching a network, epoch by epoch, as a recipe says."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from app.errors import InvalidInputError
 from app.models.spec import ModelSpec
 from app.training.recipe import TrainingRecipe
 from worker.recognisers.preprocess import Normalise
 from worker.recognisers.registry import build_module
-from worker.training.checkpoint import TrainingState, begin_state
+from worker.training.augment import Augmenter
 from worker.training.data import TrainingImages
+from worker.training.evaluate import evaluate
+from worker.training.optim import (
+    build_optimizer,
+    learning_parameters,
+    prepare_layers,
+    rate_factor,
+    set_rates,
+)
+from worker.training.order import class_weights, epoch_order
 from worker.training.seed import seeded
+from worker.training.state import TrainingState, begin_state
+from worker.training.steps import choose_batch_size, learn_step, normalises_over_batch
 
-_EVALUATION_BATCH = 256
+HeldOut = Literal["validation", "test"]
+EndedBy = Literal["epochs", "early_stopping", "max_seconds"]
 
 
 @dataclass(frozen=True, slots=True)
 class EpochReport:
     """How one epoch went; ``learning_rate`` is the one it began with.
 
-    ``train_loss`` is what training lowers, with the recipe's label smoothing;
-    ``test_loss`` is plain cross-entropy.
+    ``train_loss`` is what training lowers; ``held_out_loss`` is plain cross-entropy on the
+    split that ``held_out`` names, of the weights that would be kept.
     """
 
     epoch: int
     train_loss: float
     train_accuracy: float
-    test_loss: float
-    test_accuracy: float
+    held_out: HeldOut
+    held_out_loss: float
+    held_out_accuracy: float
     learning_rate: float
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Mean loss, accuracy and the predicted class index of each image, int64 [n]."""
+class Fitted:
+    """What a training has brought: a network in evaluation mode, and how it came about."""
 
-    loss: float
-    accuracy: float
-    predicted: Tensor
+    module: nn.Module
+    #: The epoch whose weights these are; the last where no validation split chose another.
+    epoch: int
+    #: Epochs that were taught, the last perhaps not to its end.
+    epochs: int
+    ended_by: EndedBy
+    seconds: float
 
 
 def _nothing(_state: TrainingState) -> None:
@@ -60,154 +78,181 @@ def fit(
     train: TrainingImages,
     test: TrainingImages,
     *,
+    validation: TrainingImages | None = None,
+    start: Callable[[nn.Module], object] | None = None,
     device: str,
     on_epoch: Callable[[EpochReport, TrainingState], None],
     on_begin: Callable[[TrainingState], None] = _nothing,
-    before_batch: Callable[[TrainingState], None] = _nothing,
+    before_step: Callable[[TrainingState], None] = _nothing,
     on_answered: Callable[[int], None] = lambda _: None,
-) -> nn.Module:
-    """Train the network of ``spec`` from scratch; it comes back in evaluation mode.
+    clock: Callable[[], float] = time.perf_counter,
+) -> Fitted:
+    """Train the network of ``spec``, from random weights or those that ``start`` puts into it.
 
+    With a validation split the epoch that does best on it is kept, without one the last.
     ``on_begin`` gets the state before the first step and may restore a checkpoint into it.
-    ``before_batch`` is called before each ImageBatch, ``on_epoch`` as an epoch ends; both may
-    save the state, and end the training by raising. ``on_answered`` is that of :func:`evaluate`,
-    which follows each epoch. On a CPU the same seed gives the same
+    ``before_step`` is called before each step, ``on_epoch`` as an epoch ends; both may
+    save the state, and end the training by raising. ``on_answered`` is that of
+    :func:`evaluate`, which follows each epoch. On a CPU the same seed gives the same
     network, however often it was interrupted.
 
     Raises:
-        InvalidInputError: there is nothing to train or test on, or the loss is not finite.
+        InvalidInputError: there is nothing to train or test on, the recipe and the images do
+            not go together, or the loss is not finite.
         Exception: whatever one of the callbacks raises.
     """
-    _require_images(spec, train, test)
-    with seeded(recipe.seed, device) as order:
-        module = build_module(spec).to(device)
-        normalise = Normalise(spec.preprocess).to(device)
-        optimizer = torch.optim.SGD(
-            module.parameters(),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
+    _require_images(spec, train=train, test=test, validation=validation)
+    if recipe.early_stopping_epochs and validation is None:
+        raise InvalidInputError(
+            "early stopping watches the validation split, and there is none",
+            code="early_stopping_needs_validation",
         )
+    held_out: HeldOut = "test" if validation is None else "validation"
+    judged = test if validation is None else validation
+    with seeded(recipe.seed, device) as order:
+        module = build_module(spec)
+        if start is not None:
+            start(module)
+        module = _on_device(module, device)
+        normalise = Normalise(spec.preprocess).to(device)
         state = begin_state(
             spec,
             recipe,
             train,
             module=module,
-            optimizer=optimizer,
+            optimizer=build_optimizer(module, recipe),
             order=order,
+            batch_size=choose_batch_size(recipe.train_batch_size, device),
             device=device,
+            clock=clock,
         )
         on_begin(state)
-        schedule = _schedule(state, recipe)
-        while state.epoch < recipe.epochs:
-            learning_rate = recipe.learning_rate * _factor(recipe, state, state.steps - state.batch)
-            train_loss, train_accuracy = train_one_epoch(
-                state, normalise, train, schedule, recipe=recipe, before_batch=before_batch
+        weights = _class_weights(spec, recipe, train, device)
+        while (ended_by := _ended_by(state)) is None:
+            learning_rate = recipe.learning_rate * rate_factor(
+                recipe, state.epoch * state.steps_per_epoch, state.steps_per_epoch
             )
-            tested = evaluate(module, normalise, test, device=device, on_answered=on_answered)
+            train_loss, train_accuracy = train_one_epoch(
+                state,
+                normalise,
+                Augmenter(recipe.augment, spec.preprocess),
+                train,
+                class_weights=weights,
+                before_step=before_step,
+            )
+            found = evaluate(
+                state.answering, normalise, judged, device=device, on_answered=on_answered
+            )
             seconds = state.seconds
             state.epoch += 1
+            state.past_seconds += seconds
+            if validation is not None:
+                state.note_result(found.loss, found.accuracy)
             state.begin_epoch()
             on_epoch(
                 EpochReport(
                     state.epoch,
                     train_loss,
                     train_accuracy,
-                    tested.loss,
-                    tested.accuracy,
+                    held_out,
+                    found.loss,
+                    found.accuracy,
                     learning_rate,
                     seconds,
                 ),
                 state,
             )
-    return module.eval()
+    module.load_state_dict(state.kept_weights())
+    return Fitted(
+        module.eval(),
+        epoch=state.best.epoch if state.best is not None else state.epoch,
+        epochs=state.epoch,
+        ended_by=ended_by,
+        seconds=state.past_seconds,
+    )
 
 
 def train_one_epoch(
     state: TrainingState,
     normalise: nn.Module,
+    augment: Augmenter,
     images: TrainingImages,
-    schedule: LRScheduler,
     *,
-    recipe: TrainingRecipe,
-    before_batch: Callable[[TrainingState], None],
+    class_weights: Tensor | None,
+    before_step: Callable[[TrainingState], None],
 ) -> tuple[float, float]:
-    """Show the images that the epoch has not shown yet, each once; its mean loss and accuracy."""
-    module, optimizer, device = state.module, state.optimizer, state.device
-    module.train()
+    """Show the images that the epoch has not shown yet, or as many as there is time for.
+
+    Returns the mean loss and the share of right answers over the epoch's images so far.
+    """
+    recipe, device = state.recipe, state.device
+    prepare_layers(state.module, learning_parameters(state.module, recipe, epoch=state.epoch))
+    if normalises_over_batch(state.module) and min(state.batch_size, len(images)) < 2:
+        raise InvalidInputError(
+            f"{recipe.arch} normalises over a batch: it needs two images or more in one; raise "
+            "train_batch_size",
+            code="batch_too_small",
+        )
     # From the state that a checkpoint holds, so that a resumed epoch has the same order.
     state.order.set_state(state.drawn_from)
-    order = torch.randperm(len(images), generator=state.order)
-    with closing(images.batches(order, recipe.train_batch_size, state.batch)) as batches:
-        for pixels, shown in batches:
-            before_batch(state)
-            targets = shown.to(device, non_blocking=True)
-            logits = module(normalise(pixels.to(device, non_blocking=True)))
-            loss = cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-            schedule.step()
-            # Summed on the device: reading a number each step would make it wait.
-            state.loss_sum += loss.detach() * len(targets)
-            state.correct += (logits.detach().argmax(dim=1) == targets).sum()
-            state.batch += 1
-    mean_loss = float(state.loss_sum) / len(images)
+    order = epoch_order(images.targets, recipe.sampler, state.order)
+    done = state.epoch_steps * recipe.accumulate_batches
+    with closing(images.batches(order, state.batch_size, done)) as batches:
+        while state.epoch_steps < state.steps_per_epoch:
+            before_step(state)
+            set_rates(state.optimizer, rate_factor(recipe, state.steps, state.steps_per_epoch))
+            step = [
+                augment(
+                    pixels.to(device, non_blocking=True),
+                    targets.to(device, non_blocking=True),
+                    state.augmenting,
+                )
+                for pixels, targets in islice(batches, recipe.accumulate_batches)
+            ]
+            learn_step(state, step, normalise, class_weights)
+            if state.time_is_up:
+                break
+    seen = state.images_seen
+    mean_loss = float(state.loss_sum) / seen
     if not math.isfinite(mean_loss):
         raise InvalidInputError(
             "the training loss is not a finite number; try a smaller learning_rate",
             code="training_diverged",
         )
-    return mean_loss, int(state.correct) / len(images)
+    return mean_loss, int(state.correct) / seen
 
 
-@torch.inference_mode()
-def evaluate(
-    module: nn.Module,
-    normalise: nn.Module,
-    images: TrainingImages,
-    *,
-    device: str,
-    on_answered: Callable[[int], None] = lambda _: None,
-) -> Evaluation:
-    """Answer every image once, in order, without learning from it.
-
-    ``on_answered`` hears after each ImageBatch how many images it held.
-    """
-    module.eval()
-    total_loss = torch.zeros((), device=device)
-    predicted: list[Tensor] = []
-    with closing(images.batches(torch.arange(len(images)), _EVALUATION_BATCH)) as batches:
-        for pixels, targets in batches:
-            logits = module(normalise(pixels.to(device, non_blocking=True)))
-            total_loss += cross_entropy(logits, targets.to(device), reduction="sum")
-            predicted.append(logits.argmax(dim=1).cpu())
-            on_answered(len(targets))
-    answers = torch.cat(predicted)
-    correct = int((answers == images.targets).sum())
-    return Evaluation(float(total_loss) / len(images), correct / len(images), answers)
+def _ended_by(state: TrainingState) -> EndedBy | None:
+    if state.epoch >= state.recipe.epochs:
+        return "epochs"
+    if state.stops_early:
+        return "early_stopping"
+    # Only between epochs, and not before the first step: what comes out has learnt something
+    # and was judged.
+    if state.time_is_up and state.epoch and not state.epoch_steps:
+        return "max_seconds"
+    return None
 
 
-def _schedule(state: TrainingState, recipe: TrainingRecipe) -> LRScheduler:
-    """The learning rate after each step; it depends on the number of steps alone."""
-    for group in state.optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return LambdaLR(
-        state.optimizer,
-        lambda step: _factor(recipe, state, step),
-        last_epoch=state.steps - 1,
-    )
+def _on_device(module: nn.Module, device: str) -> nn.Module:
+    if torch.device(device).type == "cuda":
+        # The memory order that the pixels have anyway, and the one that tensor cores want.
+        module = module.to(memory_format=torch.channels_last)
+    return module.to(device)
 
 
-def _factor(recipe: TrainingRecipe, state: TrainingState, step: int) -> float:
-    """Constant, or half a cosine down to nothing."""
-    if recipe.schedule == "constant":
-        return 1.0
-    return (1 + math.cos(math.pi * step / (state.epochs * state.batches_per_epoch))) / 2
+def _class_weights(
+    spec: ModelSpec, recipe: TrainingRecipe, train: TrainingImages, device: str
+) -> Tensor | None:
+    if recipe.class_weights == "none":
+        return None
+    return class_weights(train.targets, len(spec.classes)).to(device)
 
 
-def _require_images(spec: ModelSpec, train: TrainingImages, test: TrainingImages) -> None:
-    for name, images in (("train", train), ("test", test)):
+def _require_images(spec: ModelSpec, **splits: TrainingImages | None) -> None:
+    for name, images in splits.items():
+        if images is None:
+            continue
         if len(images) == 0:
             raise InvalidInputError(f"the {name} split has no image", code="split_empty")
         if int(images.targets.min()) < 0 or int(images.targets.max()) >= len(spec.classes):

@@ -66,6 +66,15 @@ DeliveryId = Annotated[str, id_of("dlv")]
 #: Names that clients choose; :mod:`app.names` holds the rule.
 Name = Annotated[str, StringConstraints(pattern=_NAME_PATTERN, max_length=100)]
 Number = Annotated[int, Field(ge=1, le=2**31 - 1)]
+#: ``name``, ``name@alias``, ``name@3`` or an id.
+Reference = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[A-Za-z0-9][A-Za-z0-9._-]{0,99})?$",
+        max_length=201,
+    ),
+]
+Arch = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_]{0,99}$", max_length=100)]
 
 
 #: Key-value pairs of the client's own that are kept and given back.

@@ -8,26 +8,20 @@ from pydantic import ConfigDict, Discriminator, Field, RootModel, StringConstrai
 
 from app.api.schemas.base import (
     S3_PATTERN,
+    Arch,
     JobId,
     Metadata,
     Name,
     Parameters,
+    Reference,
     Request,
     UploadId,
     free_text,
 )
+from app.api.schemas.finetune import FinetuneOptions
 from app.api.schemas.limits import Deadline, MaxFailed
-from app.training.recipe import TrainingRecipe
 
-#: ``name``, ``name@alias``, ``name@3`` or an id.
-Reference = Annotated[
-    str,
-    StringConstraints(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[A-Za-z0-9][A-Za-z0-9._-]{0,99})?$",
-        max_length=201,
-    ),
-]
-#: The same, or ``owner/name…`` of a model that another tenant shares.
+#: A reference to a model, or ``owner/name…`` of a model that another tenant shares.
 ModelReference = Annotated[
     str,
     StringConstraints(
@@ -36,7 +30,6 @@ ModelReference = Annotated[
         max_length=302,
     ),
 ]
-Arch = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_]{0,99}$", max_length=100)]
 ClassName = Annotated[str, free_text(200)]
 Location = Annotated[str, StringConstraints(pattern=S3_PATTERN, max_length=1200)]
 Bucket = Annotated[
@@ -47,7 +40,6 @@ Split = Literal["train", "validation", "test"]
 Priority = Annotated[
     int, Field(ge=-100, le=100, description="Jobs of higher priority are served first.")
 ]
-_RECIPE = TrainingRecipe()
 
 
 class UploadInput(Request):
@@ -186,29 +178,6 @@ class FinetuneInput(Request):
     """What a recogniser learns from."""
 
     dataset: Reference
-
-
-class FinetuneOptions(Request):
-    """The recipe of a training run."""
-
-    arch: Literal["small_cnn"] = Field(
-        "small_cnn", description="Architectures that can be trained."
-    )
-    epochs: int = Field(_RECIPE.epochs, ge=1, le=10_000)
-    train_batch_size: int = Field(_RECIPE.train_batch_size, ge=1, le=65_536)
-    learning_rate: float = Field(_RECIPE.learning_rate, gt=0, le=100)
-    momentum: float = Field(_RECIPE.momentum, ge=0, lt=1)
-    weight_decay: float = Field(_RECIPE.weight_decay, ge=0, le=1)
-    label_smoothing: float = Field(_RECIPE.label_smoothing, ge=0, lt=1)
-    schedule: Literal["cosine", "constant"] = _RECIPE.schedule
-    seed: int = Field(_RECIPE.seed, ge=0, le=2**63 - 1)
-    alias: Name | None = Field(
-        "production", description="Points at the new version when it is ready; null moves none."
-    )
-
-    def recipe(self) -> TrainingRecipe:
-        """The recipe that these options spell."""
-        return TrainingRecipe(**self.model_dump(exclude={"alias"}))
 
 
 class FinetuneJob(Request):
