@@ -61,6 +61,10 @@ class GuardedGroup(TyperGroup):
             # The reader of the pipe has enough; Python must not complain while closing it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(Exit.DONE) from None
+        except typer.BadParameter as error:
+            # The words of the library that checks choices, before the sentence.
+            error.message = error.message.removeprefix("Value error, ")
+            raise
         except Exception as error:
             code = _explain(error)
             if code is None:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 import typer
 
 from app.cli.connect import JsonFlag
-from app.cli.console import print_json, print_table
+from app.cli.console import note, print_json, print_table
 from app.cli.exits import Exit
 
 #: PostgreSQL and Redis take a password in the query too.
@@ -115,6 +115,10 @@ def settings(
                 for row in rows
             ],
             wrap=("value", "meaning"),
+        )
+        note(
+            "values as this environment has them; a service goes by the environment that it was "
+            "started in"
         )
     if not any(row.is_set for row in rows):
         # A machine that only uses the client needs none of them.

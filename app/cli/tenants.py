@@ -60,6 +60,11 @@ def create(name: TenantName, as_json: JsonFlag = False) -> None:
     with _system() as (session, settings):
         made = open_tenant(session, name, settings.key_pepper.get_secret_value())
     _show_once(name, made, as_json=as_json)
+    if not as_json:
+        note(
+            f"its jobs may read from where DARKROOM_INPUT_LOCATIONS says; see `darkroom tenants "
+            f"locations {name}`, and --none or --allow of it"
+        )
 
 
 @app.command()

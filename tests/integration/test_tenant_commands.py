@@ -64,6 +64,7 @@ def test_tenant_made_by_the_command_works_with_the_key_that_was_shown(
     shown = run("create", name)
     key_text = shown.stdout.strip()
     assert f"scope admin of {name}: keep it now, it is not shown again" in shown.stderr
+    assert f"darkroom tenants locations {name}" in shown.stderr
     assert key_text not in shown.stderr
     api = Api(make_app(settings, objects), key_text)
     made = api("POST", "/v1/keys", json={"name": "robot", "scopes": ["jobs:read"]})

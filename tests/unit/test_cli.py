@@ -161,6 +161,12 @@ def test_key_is_shown_once_on_stdout(service, run):
     assert sent(service, "POST /v1/keys")["expires_at"]
 
 
+def test_choice_that_there_is_none_of_is_told_in_a_plain_sentence(run):
+    done = run("models", "promote", "pets@2", "--metric", "bogus")
+    assert done.exit_code == Exit.USAGE
+    assert "'--metric': 'bogus' is not one of 'accuracy'" in " ".join(done.stderr.split())
+
+
 def test_key_that_ends_soon_is_listed_with_its_hour(service, run):
     soon = datetime.now(UTC) + timedelta(hours=2)
     key = {"id": "key_1", "name": "ci", "scopes": ["jobs:read"], "created_at": "2026-01-01T00:00Z"}

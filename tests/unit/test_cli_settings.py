@@ -35,6 +35,12 @@ def test_no_way_of_showing_settings_tells_a_secret(monkeypatch):
     assert json.loads(CliRunner().invoke(app, ["settings", "--json"]).stdout)
 
 
+def test_table_of_settings_says_whose_values_it_shows():
+    shown = CliRunner().invoke(app, ["settings"])
+    assert "the environment that it was started in" in shown.stderr
+    assert not CliRunner().invoke(app, ["settings", "--json"]).stderr
+
+
 def test_mask_leaves_of_a_url_all_but_its_password():
     assert mask(f"redis://:{SECRET}@host:6379/0") == "redis://:***@host:6379/0"
     assert mask("redis+socket:///run/valkey.sock") == "redis+socket:///run/valkey.sock"
