@@ -223,6 +223,8 @@ def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     print_table(
         ("tenant", "id", *_COLUMNS.values()),
         [(row["name"], row["id"], *(cell(row, name) for name in _COLUMNS)) for row in rows],
+        # Their words are longer than the numbers below them: both fit into 80 columns so.
+        wrap=("tenant", "submissions a minute", "training minutes"),
         spare=("id",),
         empty="no tenants",
     )

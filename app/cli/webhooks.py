@@ -165,7 +165,7 @@ def deliveries(
         ],
         right=("attempts",),
         wrap=("answer",),
-        spare=("made", "job"),
+        spare=("attempts", "made", "job"),
         empty="no deliveries",
     )
 

@@ -1,8 +1,11 @@
+import io
+
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from app.cli.main import app
-from app.cli.tenants import find_database
+from app.cli.tenants import _show, find_database
 from app.stack.secrets import load_secrets
 
 
@@ -28,3 +31,18 @@ def test_without_any_database_both_ways_to_name_one_are_told(tmp_path, monkeypat
     assert done.exit_code == 1
     assert "SYSTEM_DATABASE_URL, or DARKROOM_DATA" in done.stderr
     assert not (tmp_path / "none").exists()
+
+
+def test_all_quotas_of_a_tenant_are_shown_in_80_columns(monkeypatch):
+    terminal = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    monkeypatch.setattr("app.cli.console.stdout", lambda: terminal)
+    quotas = {
+        "max_open_jobs": 20_000,
+        "max_open_items": 20_000_000,
+        "max_stored_bytes": 2**40,
+        "max_submissions_per_minute": 12_000,
+        "max_training_minutes": 200_000,
+    }
+    _show([{"name": "default", "id": "ten_1", "own": [], **quotas}], as_json=False)
+    shown = terminal.file.getvalue().splitlines()[-1].split()
+    assert shown == ["default", *(f"{limit:,}*" for limit in quotas.values())]

@@ -1,7 +1,9 @@
 """`darkroom webhooks list` tells which of them are in trouble, and why."""
 
+import io
 from datetime import UTC, datetime, timedelta
 
+from rich.console import Console
 from typer.testing import CliRunner
 
 from app.cli.connect import Service
@@ -41,3 +43,25 @@ def test_list_says_why_a_webhook_is_disabled_and_since_when_one_fails(monkeypatc
     assert words["whk_ill"].startswith("enabled (failing since 5 h ago) https://")
     assert words["whk_old"].startswith("enabled (not signed) https://")
     assert words["whk_dead"].startswith("disabled (failing) https://")
+
+
+def test_answers_to_deliveries_are_whole_in_80_columns(monkeypatch):
+    monkeypatch.setenv("DARKROOM_API_KEY", KEY)
+    terminal = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    monkeypatch.setattr("app.cli.console.stdout", lambda: terminal)
+    delivery = {
+        "id": f"dlv_{'0' * 26}",
+        "state": "delivered",
+        "event_type": "job.partially_succeeded",
+        "job_id": f"job_{'0' * 26}",
+        "attempts": 1,
+        "last_status": 204,
+        "created_at": "2026-01-01T00:00:00+00:00",
+    }
+    service = FakeService()
+    service.on("GET /v1/webhooks/whk_1/deliveries", page([delivery]))
+    words = ["webhooks", "deliveries", "whk_1"]
+    done = CliRunner().invoke(app, words, obj=Service(url=URL, http=service.transport))
+    assert done.exit_code == 0, done.output
+    shown = terminal.file.getvalue().splitlines()[-1]
+    assert shown.split() == [delivery["id"], "delivered", "job.partially_succeeded", "204"]
