@@ -34,7 +34,8 @@ def test_without_any_database_both_ways_to_name_one_are_told(tmp_path, monkeypat
 
 
 def test_all_quotas_of_a_tenant_are_shown_in_80_columns(monkeypatch):
-    terminal = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    screen = io.StringIO()
+    terminal = Console(file=screen, width=80, force_terminal=True, color_system=None)
     monkeypatch.setattr("app.cli.console.stdout", lambda: terminal)
     quotas = {
         "max_open_jobs": 20_000,
@@ -44,5 +45,5 @@ def test_all_quotas_of_a_tenant_are_shown_in_80_columns(monkeypatch):
         "max_training_minutes": 200_000,
     }
     _show([{"name": "default", "id": "ten_1", "own": [], **quotas}], as_json=False)
-    shown = terminal.file.getvalue().splitlines()[-1].split()
+    shown = screen.getvalue().splitlines()[-1].split()
     assert shown == ["default", *(f"{limit:,}*" for limit in quotas.values())]

@@ -47,7 +47,8 @@ def test_list_says_why_a_webhook_is_disabled_and_since_when_one_fails(monkeypatc
 
 def test_answers_to_deliveries_are_whole_in_80_columns(monkeypatch):
     monkeypatch.setenv("DARKROOM_API_KEY", KEY)
-    terminal = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    screen = io.StringIO()
+    terminal = Console(file=screen, width=80, force_terminal=True, color_system=None)
     monkeypatch.setattr("app.cli.console.stdout", lambda: terminal)
     delivery = {
         "id": f"dlv_{'0' * 26}",
@@ -63,5 +64,5 @@ def test_answers_to_deliveries_are_whole_in_80_columns(monkeypatch):
     words = ["webhooks", "deliveries", "whk_1"]
     done = CliRunner().invoke(app, words, obj=Service(url=URL, http=service.transport))
     assert done.exit_code == 0, done.output
-    shown = terminal.file.getvalue().splitlines()[-1]
+    shown = screen.getvalue().splitlines()[-1]
     assert shown.split() == [delivery["id"], "delivered", "job.partially_succeeded", "204"]
