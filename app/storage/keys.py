@@ -52,8 +52,9 @@ def artifact(tenant_id: str, job_id: str, name: str) -> str:
 
 def scores(tenant_id: str, job_id: str, chunk_id: str, attempt: int) -> str:
     """The complete scores of the items that one attempt at a chunk of an evaluation recorded."""
-    name = _segment(f"{chunk_id}.{attempt}")
-    return f"{job_prefix(tenant_id, job_id)}scores/{name}.safetensors"
+    if attempt < 0:
+        raise ValueError(f"attempt {attempt} is negative")
+    return f"{job_prefix(tenant_id, job_id)}scores/{_segment(chunk_id)}.{attempt}.safetensors"
 
 
 def checkpoint_prefix(tenant_id: str, job_id: str) -> str:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from app.errors import InvalidInputError, ItemError
 from app.uploads.members import ArchiveLimits, Entry, Member, too_large
 from app.uploads.names import Kind
-from app.uploads.record_names import are_records
+from app.uploads.record_names import RECORD_ENDS, are_records
 from app.uploads.records import MAX_FILE_BYTES, RecordFiles
 
 #: All labels.csv of an archive together; two million lines of 60 bytes fit.
@@ -176,8 +176,11 @@ class Archive(ABC):
 
 
 def _holds_records(entry: Entry) -> bool:
-    base = entry.name.rpartition("/")[2]
-    return entry.kind is Kind.ITEM and are_records(base, entry.size)
+    return (
+        entry.kind is Kind.ITEM
+        and entry.name.endswith(RECORD_ENDS)
+        and are_records(entry.name.rpartition("/")[2], entry.size)
+    )
 
 
 def _no_labels(detail: str) -> InvalidInputError:

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
-from PIL import Image
-
 from app.errors import InvalidInputError
 from app.uploads.gunzip import Gunzip, GzipError
 from app.uploads.members import ArchiveLimits, too_large
@@ -168,6 +166,9 @@ class RecordFiles:
             yield self._record(file, index, planes, label)
 
     def _record(self, file: _File, index: int, planes: list[bytes], label: str | None) -> Record:
+        # Only where there is one: the judge of all other archives uses no image library.
+        from PIL import Image
+
         size = (file.columns, file.rows)
         bands = [Image.frombytes("L", size, plane) for plane in planes]
         out = io.BytesIO()

@@ -135,7 +135,12 @@ def test_training_killed_mid_epoch_and_mid_checkpoint_ends_with_the_same_numbers
     assert resumed_at(worker) == (reached["epoch"], reached["epoch_steps"])
     assert look_at_chunk(database, chunk_id).attempt == 4
     assert metrics(database, tenant_id, job)[: len(numbers)] == numbers
-    wait_until(lambda: not list(objects.list("darkroom", prefix)), "the checkpoints are deleted")
+    wait_until(
+        lambda: not list(objects.list("darkroom", prefix)),
+        "the checkpoints are deleted",
+        # The dispatcher cleans up once a minute.
+        seconds=120,
+    )
 
     undisturbed = outcome(service, database, tenant_id, submit(database, tenant_id, dataset))
     assert ended == undisturbed
