@@ -22,8 +22,9 @@ EXPORT_FORMATS = ("jsonl", "csv", "parquet")
 
 
 def demo(out: OutOption = Path("demo-out/digits")) -> None:
-    """Train on handwritten digits, recognise the held-out fifth, export; needs no network."""
+    """Train on handwritten digits, recognise the held-out fifth, compare families; offline."""
     from app.cli.demo_digits import write_digits
+    from app.cli.demo_families import RECIPES, advice, candidate_of, recipe_of, table_lines
     from app.cli.demo_stack import run_story
 
     def story(darkroom: Darkroom) -> str:
@@ -41,8 +42,8 @@ def demo(out: OutOption = Path("demo-out/digits")) -> None:
         say(f"  {name}: {dataset.sample_count:,} samples, content {dataset.content_sha256[:12]}…")
 
         step("Fine-tune: a small CNN learns the classes and is registered with its lineage")
-        job = end_well(darkroom, darkroom.jobs.submit_finetune(name, "digits", seed=0))
-        version = (job.result or {}).get("model_version", "")
+        trained = end_well(darkroom, darkroom.jobs.submit_finetune(name, "digits", seed=0))
+        version = (trained.result or {}).get("model_version", "")
 
         step("Recognise: the held-out fifth as a bulk job")
         job = end_well(
@@ -58,6 +59,17 @@ def demo(out: OutOption = Path("demo-out/digits")) -> None:
         step("Confusion: rows are labels, columns are predictions")
         for line in confusion_lines(results):
             say(f"  {line}")
+
+        step("Compare: a recurrent network, a Transformer and a linear SVM learn the same digits")
+        candidates = [candidate_of(darkroom, "cnn", trained)]
+        for family in RECIPES:
+            submitted = darkroom.jobs.submit_finetune(
+                name, f"digits-{family}", seed=0, **recipe_of(family)
+            )
+            candidates.append(candidate_of(darkroom, family, end_well(darkroom, submitted)))
+        for line in table_lines(candidates):
+            say(f"  {line}")
+        say(f"  {advice(candidates)}")
 
         step("Where everything lies")
         say(f"  recogniser   {version} (digits@production)")

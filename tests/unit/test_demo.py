@@ -8,12 +8,15 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from app.cli.demo import confusion_lines, share_within, speed_of
 from app.cli.demo_digits import write_digits
+from app.cli.demo_families import RECIPES, Candidate, advice, recipe_of, table_lines
 from app.cli.demo_stack import own_environment
 from app.client.values import Job, Result, Score
+from app.training.recipe import TrainingRecipe
 
 
 def result(label: str | None, *names: str) -> Result:
@@ -70,3 +73,40 @@ def test_demo_never_meets_a_running_service() -> None:
 
 def test_speed_of_a_job_without_times_is_zero() -> None:
     assert speed_of(Job(id="job_1", kind="predict", state="succeeded")) == 0.0
+
+
+def candidate(family: str, accuracy: float, macs: int | None) -> Candidate:
+    return Candidate(family, f"{family}@1", f"the_{family}", accuracy, macs, 1.0)
+
+
+def test_best_network_is_advised_and_what_depth_is_worth() -> None:
+    found = [
+        candidate("cnn", 0.98, 100),
+        candidate("rnn", 0.96, 10),
+        candidate("baseline", 0.95, None),
+    ]
+    assert advice(found).startswith("Take the the_cnn (cnn@1, 98.00%): it is right most often.")
+    assert "depth is worth 3.0 points" in advice(found)
+
+
+def test_lightest_network_of_those_that_are_as_good_is_advised() -> None:
+    found = [
+        candidate("baseline", 0.981, None),
+        candidate("rnn", 0.981, 1000),
+        candidate("cnn", 0.979, 100),
+        candidate("transformer", 0.95, 10),
+    ]
+    assert advice(found).startswith("Take the the_cnn (cnn@1, 97.90%)")
+    assert "the fewest operations" in advice(found)
+    assert "depth buys nothing" in advice(found)
+
+
+def test_comparison_lists_the_best_first() -> None:
+    lines = table_lines([candidate("rnn", 0.9, 5), candidate("cnn", 0.98, 1234)])
+    assert [line.split()[0] for line in lines] == ["family", "cnn", "rnn"]
+    assert "1,234" in lines[1]
+
+
+@pytest.mark.parametrize("family", RECIPES)
+def test_recipes_of_the_demo_are_recipes(family: str) -> None:
+    assert TrainingRecipe.from_dict(recipe_of(family)).epochs
