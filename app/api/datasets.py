@@ -13,6 +13,7 @@ from app.api.resource import Resource
 from app.api.schemas.base import PageQuery
 from app.api.schemas.library import (
     DatasetAnswer,
+    DatasetFacts,
     DatasetPage,
     DatasetVersionAnswer,
     DatasetVersionPage,
@@ -111,5 +112,6 @@ def _show(name: str, version: DatasetVersion) -> DatasetVersionAnswer:
         sample_count=version.sample_count,
         counts=version.counts,
         source=version.source,
+        facts=DatasetFacts.model_validate(version.facts) if version.facts else None,
         created_at=version.created_at,
     )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.cli.connect import GuardedGroup, JsonFlag, connect
-from app.cli.console import answer, print_fields, print_json, print_table
+from app.cli.console import answer, print_fields, print_json, print_table, warn
 from app.cli.inputs import read_fractions, read_pairs
-from app.cli.words import ago_text, count_text, pairs_text
+from app.cli.words import ago_text, bytes_text, count_text, pairs_text
 
 if TYPE_CHECKING:
     from app.client.values import DatasetVersion
@@ -59,6 +60,7 @@ def freeze(
         )
     line = f"{name}@{version.number}  {_splits_text(version)}, {_classes_text(version)}"
     answer(version.raw, line, as_json=as_json)
+    _warn_of_duplicates(version)
 
 
 @app.command("list")
@@ -104,7 +106,7 @@ def show(
     ],
     as_json: JsonFlag = False,
 ) -> None:
-    """Show one dataset version: images by class and split."""
+    """Show one dataset version: its images, which are the same, and how many by class and split."""
     name, _, number = reference.partition("@")
     if number and not number.isdigit():
         raise typer.BadParameter(f"{reference!r} is not of the form NAME@NUMBER")
@@ -124,6 +126,7 @@ def show(
             ("content", version.content_sha256),
             ("from", pairs_text(version.source)),
             ("frozen", ago_text(version.created_at)),
+            *_facts(version),
         )
     )
     splits = _splits(version)
@@ -135,6 +138,71 @@ def show(
         ],
         right=splits,
     )
+    if version.facts and (groups := version.facts["duplicates"]["examples"]):
+        print_table(
+            ("copies", "name", "split", "label"),
+            [
+                (f"{group['count']:,}", image["name"], image["split"], image["label"])
+                for group in groups
+                for image in group["images"]
+            ],
+            right=("copies",),
+            wrap=("name", "label"),
+        )
+    _warn_of_duplicates(version)
+
+
+def _facts(version: DatasetVersion) -> list[tuple[str, str]]:
+    """Sizes and duplicates in words."""
+    facts = version.facts
+    if facts is None:
+        return [("sizes", "not computed: an earlier release froze it")]
+    sizes = facts["bytes"]
+    shares = (
+        f"{count / version.sample_count:.0%} {aspect}"
+        for aspect, count in facts["aspect"].items()
+        if count
+    )
+    copies = facts["duplicates"]
+    return [
+        *((side, _sides_text(facts[side])) for side in ("width", "height")),
+        ("shape", ", ".join(shares)),
+        (
+            "bytes",
+            f"{bytes_text(sizes['total'])}; an image {bytes_text(sizes['min'])} to "
+            f"{bytes_text(sizes['max'])}, mean {bytes_text(sizes['mean'])}",
+        ),
+        (
+            "duplicates",
+            f"{copies['images']:,} images share {count_text(copies['groups'], 'content')}; "
+            f"across splits {copies['across_splits']:,}, with other labels "
+            f"{copies['contradicting']:,}"
+            if copies["groups"]
+            else "none",
+        ),
+    ]
+
+
+def _sides_text(sides: Mapping[str, float]) -> str:
+    return (
+        f"{sides['min']:,} to {sides['max']:,} px, median {sides['median']:,}, "
+        f"mean {sides['mean']:,.1f}"
+    )
+
+
+def _warn_of_duplicates(version: DatasetVersion) -> None:
+    copies = (version.facts or {}).get("duplicates", {})
+    if copies.get("contradicting"):
+        warn(
+            f"{count_text(copies['contradicting'], 'image')} stand there again with another label: "
+            "no recogniser can answer both; correct the labels and freeze again"
+        )
+    if copies.get("across_splits"):
+        warn(
+            f"{count_text(copies['across_splits'], 'image')} stand in several splits, so an "
+            "evaluation is better than it should be; leave out the copies, or send images without "
+            "a split of their own, since equal ones then stay together, and freeze again"
+        )
 
 
 def _splits(version: DatasetVersion) -> list[str]:

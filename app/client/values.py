@@ -229,6 +229,8 @@ class DatasetVersion(Value):
     sample_count: int = 0
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
+    #: Sizes of the images, and which are the same; None where an earlier release froze it.
+    facts: Mapping[str, Any] | None = None
     created_at: datetime | None = None
 
 

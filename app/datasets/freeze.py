@@ -13,6 +13,7 @@ from sqlalchemy import Row, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from app.datasets.facts import SizeTally, find_duplicates
 from app.datasets.split import SplitRule, split_rule
 from app.datasets.tables import Dataset, DatasetVersion, Split
 from app.errors import ConflictError, InvalidInputError, NotFoundError
@@ -64,6 +65,7 @@ class _Content:
     #: Split → class → samples.
     counts: dict[str, dict[str, int]]
     skipped: int
+    sizes: SizeTally
 
     @property
     def classes(self) -> list[str]:
@@ -146,6 +148,9 @@ def freeze_dataset(
     session.flush()
     session.refresh(version)
     _insert_samples(session, tenant_id, version.id, upload_id, rules)
+    duplicates = find_duplicates(session, tenant_id, version.id)
+    version.facts = content.sizes.as_dict() | {"duplicates": duplicates}
+    session.flush()
     return version
 
 
@@ -224,6 +229,7 @@ def _read_content(
     found: set[str] = set()
     unlabelled: list[str] = []
     skipped = 0
+    sizes = SizeTally()
     for shard in _shards(session, tenant_id, upload_id):
         for entry in map(ShardEntry.from_row, shard.entries):
             if entry.label is None:
@@ -236,6 +242,7 @@ def _read_content(
             # JSON, because a label may hold any character that could part two fields.
             digest.update(json.dumps([entry.sha256, label, split]).encode())
             counted[split, label] += 1
+            sizes.add(entry)
     if skipped and not skip_unlabelled:
         raise InvalidInputError(
             f"{skipped} images have no label; put them in folders named after their class, "
@@ -250,7 +257,7 @@ def _read_content(
     counts: dict[str, dict[str, int]] = {split.value: {} for split in Split}
     for (split, label), number in sorted(counted.items()):
         counts[split][label] = number
-    return _Content(digest.hexdigest(), counts, skipped)
+    return _Content(digest.hexdigest(), counts, skipped, sizes)
 
 
 def _lock_dataset(session: Session, tenant_id: str, name: str) -> str:

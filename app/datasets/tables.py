@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -14,6 +15,7 @@ from sqlalchemy import (
     UniqueConstraint,
     func,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 import app.tenants.tables  # noqa: F401  (foreign keys point to it)
@@ -62,6 +64,8 @@ class DatasetVersion(Base):
     counts: Mapped[Json]
     #: What it was frozen from: upload id, fractions, seed.
     source: Mapped[Json]
+    #: Sizes and duplicates, see :mod:`app.datasets.facts`; NULL where an earlier release froze it.
+    facts: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     created_at: Mapped[Moment] = mapped_column(server_default=func.now())
 
     __table_args__ = (

@@ -7,6 +7,7 @@ import zipfile
 import pytest
 from httpx2 import WSGITransport
 from PIL import Image
+from sqlalchemy import update
 from typer.testing import CliRunner
 
 from app.api.app import create_app
@@ -14,6 +15,7 @@ from app.cli.connect import Service
 from app.cli.exits import Exit
 from app.cli.main import app
 from app.client import Darkroom
+from app.datasets.tables import DatasetVersion
 from app.log import configure_logging
 from app.models.register import announce_version, complete_version
 from app.models.spec import ModelSpec, PreprocessSpec
@@ -22,6 +24,8 @@ from app.tenants.scopes import Scope
 from tests.factories import add_upload, entry
 
 URL = "http://darkroom.test"
+#: Number, label and split of images with the same bytes.
+COPIES = [(0, "cat", "train"), (1, "dog", "test")]
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +219,26 @@ def test_labels_get_other_names_as_a_dataset_is_frozen(run, database, tenant_id)
     assert "hound" in run("datasets", "show", "pets@1").stdout
     assert "[labels_map_invalid]" in run(*freeze, "kiten=cat", code=Exit.REFUSED).stderr
     assert run(*freeze, "kitten", code=Exit.USAGE).stdout == ""
+
+
+def test_copies_across_splits_are_warned_of(run, database, tenant_id):
+    with database.tenant(tenant_id) as session:
+        same = [entry(n, label, split, "same") for n, label, split in COPIES]
+        upload_id = add_upload(session, tenant_id, [*same, entry(9, "dog", "train")]).id
+    frozen = run("datasets", "freeze", "copies", "-u", upload_id)
+    assert "stand in several splits" in frozen.stderr
+    assert "with another label" in frozen.stderr
+    shown = run("datasets", "show", "copies")
+    assert "stand in several splits" in shown.stderr
+    assert "2 images share 1 content; across splits 1, with other labels 1" in shown.stdout
+    assert "8 to 8 px, median 8, mean 8.0" in shown.stdout
+    assert "100% square" in shown.stdout
+    with database.system() as session:
+        mine = DatasetVersion.tenant_id == tenant_id
+        session.execute(update(DatasetVersion).where(mine).values(facts=None))
+    shown = run("datasets", "show", "copies")
+    assert "not computed: an earlier release froze it" in shown.stdout
+    assert shown.stderr == ""
 
 
 def test_openapi_document_is_printed(run):

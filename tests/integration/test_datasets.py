@@ -153,6 +153,56 @@ def test_copies_of_one_image_stand_in_one_split(database: Database, tenant_id: s
     assert sorted(sum(labels.values()) for labels in version.counts.values()) == [0, 0, 10]
 
 
+def test_version_tells_the_sizes_of_its_images(database: Database, tenant_id: str) -> None:
+    sizes = [(10, 20, 100), (30, 20, 300), (20, 20, 500), (40, 10, 101)]
+    shards = [
+        [entry(n)._replace(width=width, height=height, length=length)]
+        for n, (width, height, length) in enumerate(sizes)
+    ]
+    left_out = entry(9, None)._replace(width=999)
+    upload_id = upload(database, tenant_id, *shards, [left_out])
+    with database.tenant(tenant_id) as session:
+        version = freeze_dataset(
+            session, tenant_id, name="pets", upload_id=upload_id, skip_unlabelled=True
+        )
+    facts = version.facts
+    assert facts is not None
+    assert facts["width"] == {"min": 10, "median": 20, "mean": 25, "max": 40}
+    assert facts["height"] == {"min": 10, "median": 20, "mean": 17.5, "max": 20}
+    assert facts["aspect"] == {"landscape": 2, "square": 1, "portrait": 1}
+    assert facts["bytes"] == {"min": 100, "mean": 250.25, "max": 500, "total": 1001}
+    assert facts["duplicates"]["groups"] == 0
+    assert facts["duplicates"]["examples"] == []
+
+
+def test_copies_are_counted_and_the_worst_are_named(database: Database, tenant_id: str) -> None:
+    def of(content: str, *places: tuple[int, str, str]) -> list[ShardEntry]:
+        return [entry(n, label, split, content) for n, split, label in places]
+
+    shards = [
+        of("plain", *((n, "train", "cat") for n in range(3))),
+        of("crossing", *((n, "train", "dog") for n in range(10, 16)), (16, "test", "dog")),
+        of("contradicting", (20, "train", "cat"), (21, "train", "dog")),
+        of("merged", (30, "train", "cat"), (31, "train", "kitten")),
+        of("alone", (40, "test", "cat")),
+    ]
+    upload_id = upload(database, tenant_id, *shards)
+    version = freeze(database, tenant_id, upload_id, labels={"kitten": "cat"})
+    assert version.facts is not None
+    found = version.facts["duplicates"]
+    counts = {name: found[name] for name in ("groups", "images", "across_splits", "contradicting")}
+    assert counts == {"groups": 4, "images": 14, "across_splits": 1, "contradicting": 1}
+    named = [[image["name"] for image in group["images"]] for group in found["examples"]]
+    assert named == [
+        ["20.png", "21.png"],
+        ["10.png", "11.png", "12.png", "16.png"],
+        ["0.png", "1.png", "2.png"],
+        ["30.png", "31.png"],
+    ]
+    assert found["examples"][0]["images"][1] == {"name": "21.png", "split": "train", "label": "dog"}
+    assert [group["count"] for group in found["examples"]] == [2, 7, 3, 2]
+
+
 def test_images_without_label_are_named_and_refused(database: Database, tenant_id: str) -> None:
     bare = [entry(n, None) for n in range(150)]
     with pytest.raises(InvalidInputError) as caught:

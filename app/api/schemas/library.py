@@ -82,6 +82,72 @@ class DatasetPage(PageAnswer):
     data: list[DatasetAnswer]
 
 
+class Sides(Answer):
+    """Widths or heights of images in pixels, before EXIF turns any."""
+
+    min: int
+    median: int = Field(description="Of an even number, the lower of the two in the middle.")
+    mean: float
+    max: int
+
+
+class Aspects(Answer):
+    """How many images are wider than high, as wide as high, higher than wide."""
+
+    landscape: int
+    square: int
+    portrait: int
+
+
+class ImageBytes(Answer):
+    """Bytes of the images as they were sent."""
+
+    min: int
+    mean: float
+    max: int
+    total: int
+
+
+class CopyAnswer(Answer):
+    """One of several images with the same bytes."""
+
+    name: str
+    split: str
+    label: str
+
+
+class CopiesAnswer(Answer):
+    """Images with the same bytes."""
+
+    sha256: str
+    count: int
+    images: list[CopyAnswer] = Field(description="At most 4 of them, of each split and label one.")
+
+
+class Duplicates(Answer):
+    """Images of a dataset version with the same bytes, told apart by their SHA-256."""
+
+    groups: int = Field(description="Contents that more than one image has.")
+    images: int = Field(description="Images in those groups.")
+    across_splits: int = Field(
+        description="Groups that stand in several splits: what is tested was learnt."
+    )
+    contradicting: int = Field(description="Groups whose images have different labels.")
+    examples: list[CopiesAnswer] = Field(
+        description="At most 5 groups: contradicting ones first, then those across splits."
+    )
+
+
+class DatasetFacts(Answer):
+    """What the images of a dataset version are like."""
+
+    width: Sides
+    height: Sides
+    aspect: Aspects
+    bytes: ImageBytes
+    duplicates: Duplicates
+
+
 class DatasetVersionAnswer(Answer):
     """Frozen labelled images."""
 
@@ -93,6 +159,9 @@ class DatasetVersionAnswer(Answer):
     sample_count: int
     counts: dict[str, dict[str, int]] = Field(description="Split → class → samples.")
     source: dict[str, Any] = Field(description="What it was frozen from.")
+    facts: DatasetFacts | None = Field(
+        description="Sizes and duplicates; null where an earlier release froze it."
+    )
     created_at: datetime
 
 
