@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from app.cli.connect import JsonFlag, connect
 from app.cli.console import answer, print_json, print_table
 from app.cli.words import ago_text
+from app.models.states import GateMetric
 
 if TYPE_CHECKING:
     from app.client import Darkroom
@@ -35,21 +35,12 @@ OnDataset = Annotated[
 ]
 
 
-class MetricName(StrEnum):
-    """What gates compare."""
-
-    ACCURACY = "accuracy"
-    PRECISION = "precision"
-    RECALL = "recall"
-    F1 = "f1"
-
-
 def promote(
     context: typer.Context,
     reference: VersionName,
     alias: AliasOption = "production",
     metric: Annotated[
-        MetricName | None,
+        GateMetric | None,
         typer.Option(help="What to compare where the alias has no gate.", show_default=False),
     ] = None,
     margin: Margin = 0.0,
@@ -68,7 +59,7 @@ def promote(
             name,
             number,
             alias,
-            metric=metric.value if metric else None,
+            metric=metric,
             margin=margin,
             minimum=minimum,
             dataset=dataset,
@@ -95,7 +86,7 @@ def gate(
     name: ModelName,
     alias: AliasOption = "production",
     metric: Annotated[
-        MetricName | None, typer.Option(help="Set a gate that compares this.", show_default=False)
+        GateMetric | None, typer.Option(help="Set a gate that compares this.", show_default=False)
     ] = None,
     margin: Margin = 0.0,
     minimum: Minimum = None,
@@ -121,7 +112,7 @@ def gate(
             answer(found.raw, said, as_json=as_json)
             return
         rule = darkroom.catalogue.set_gate(
-            name, alias, metric=metric.value, margin=margin, minimum=minimum, dataset=dataset
+            name, alias, metric=metric, margin=margin, minimum=minimum, dataset=dataset
         )
     answer(rule, f"{name}@{alias} moves on: {_rule_text(rule)}", as_json=as_json)
 
@@ -171,7 +162,7 @@ def scores(context: typer.Context, reference: VersionName, as_json: JsonFlag = F
                 each.dataset,
                 each.split or "all",
                 f"{each.items:,}",
-                *(_score(each.metrics.get(word)) for word in MetricName),
+                *(_score(each.metrics.get(word)) for word in get_args(GateMetric)),
                 ago_text(each.created_at),
             )
             for each in found

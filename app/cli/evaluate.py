@@ -13,7 +13,17 @@ from app.cli.exits import Exit
 from app.cli.follow import finish, finish_submit, follow
 from app.cli.inputs import read_pairs
 from app.cli.limits import DeadlineText, MaxFailedTexts, read_deadline, read_max_failed
-from app.cli.options import MetadataTexts, Priority, Timeout, TopK, Wait, Watch
+from app.cli.options import (
+    DatasetOfJob,
+    MetadataTexts,
+    ModelOfJob,
+    Priority,
+    SplitOfJob,
+    Timeout,
+    TopK,
+    Wait,
+    Watch,
+)
 
 if TYPE_CHECKING:
     from app.client import Darkroom
@@ -24,17 +34,9 @@ _REPORTS = (".html", ".json", ".csv")
 
 def evaluate(
     context: typer.Context,
-    model: Annotated[
-        str,
-        typer.Option("--model", "-m", help="NAME, NAME@ALIAS, NAME@NUMBER, OWNER/NAME… or mdv_…"),
-    ],
-    dataset: Annotated[
-        str | None,
-        typer.Option("--dataset", "-d", help="A dataset version: NAME@NUMBER.", show_default=False),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="train, validation or test of it.", show_default=False)
-    ] = None,
+    model: ModelOfJob,
+    dataset: DatasetOfJob = None,
+    split: SplitOfJob = None,
     upload: Annotated[
         str | None, typer.Option(help="An upload with labels: upl_…", show_default=False)
     ] = None,

@@ -15,6 +15,16 @@ class ActivationWord(StrEnum):
     SIGMOID = "sigmoid"
 
 
+ModelOfJob = Annotated[
+    str, typer.Option("--model", "-m", help="NAME, NAME@ALIAS, NAME@NUMBER, OWNER/NAME… or mdv_…")
+]
+DatasetOfJob = Annotated[
+    str | None,
+    typer.Option("--dataset", "-d", help="A dataset version: NAME@NUMBER.", show_default=False),
+]
+SplitOfJob = Annotated[
+    str | None, typer.Option("--split", help="train, validation or test of it.", show_default=False)
+]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="job_…", show_default=False)]
 TopK = Annotated[
     int | None, typer.Option("--top-k", "-k", min=1, max=1000, help="Classes per image.")

@@ -22,8 +22,11 @@ from app.cli.limits import (
 )
 from app.cli.options import (
     Activation,
+    DatasetOfJob,
     MetadataTexts,
+    ModelOfJob,
     Priority,
+    SplitOfJob,
     Threshold,
     Timeout,
     TopK,
@@ -45,10 +48,7 @@ def submit(
             show_default=False,
         ),
     ] = None,
-    model: Annotated[
-        str,
-        typer.Option("--model", "-m", help="NAME, NAME@ALIAS, NAME@NUMBER, OWNER/NAME… or mdv_…"),
-    ] = ...,  # type: ignore[assignment]  # typer's mark of an option that must be given
+    model: ModelOfJob = ...,  # type: ignore[assignment]  # typer's mark of an option that must be given
     upload: Annotated[
         str | None, typer.Option(help="An earlier upload: upl_…", show_default=False)
     ] = None,
@@ -60,12 +60,8 @@ def submit(
         str | None,
         typer.Option(help="Bucket of a manifest's keys that name none.", show_default=False),
     ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="A dataset version: NAME@NUMBER.", show_default=False)
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="train, validation or test of it.", show_default=False)
-    ] = None,
+    dataset: DatasetOfJob = None,
+    split: SplitOfJob = None,
     include: Annotated[
         list[str] | None, typer.Option(help="Glob of names to take; repeat for more.")
     ] = None,

@@ -15,9 +15,6 @@ from app.datasets.tables import Dataset, DatasetVersion, Split
 from app.ids import EVALUATION, new_id
 from app.models.tables import Evaluation
 
-#: What gates compare: shares of right answers, all of them better the higher.
-METRICS = ("accuracy", "precision", "recall", "f1")
-
 
 @dataclass(frozen=True, slots=True)
 class NamedEvaluation:

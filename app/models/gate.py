@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
@@ -12,16 +12,13 @@ from sqlalchemy.orm import Session
 
 from app.datasets.tables import Dataset
 from app.errors import InvalidInputError, NotFoundError
-from app.models.evaluations import (
-    METRICS,
-    NamedEvaluation,
-    latest_common,
-    latest_evaluation,
-)
+from app.models.evaluations import NamedEvaluation, latest_common, latest_evaluation
 from app.models.resolve import get_model
+from app.models.states import GateMetric
 from app.models.tables import Gate, ModelVersion
 from app.names import check_alias
 
+METRICS: tuple[str, ...] = get_args(GateMetric)
 #: Scores are means of single-precision numbers: what differs by less does not differ.
 _TOLERANCE = 1e-9
 

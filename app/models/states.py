@@ -1,9 +1,10 @@
-"""The states of a model version, and how its aliases move: what each word means."""
+"""The states of a model version, how its aliases move, and what gates compare: all words."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from typing import Literal
 
 
 class VersionState(enum.StrEnum):
@@ -40,3 +41,7 @@ class MoveKind(enum.StrEnum):
     PROMOTED = "promoted"
     #: Put back to the version before.
     ROLLED_BACK = "rolled_back"
+
+
+#: What gates compare: shares of right answers, all of them better the higher.
+GateMetric = Literal["accuracy", "precision", "recall", "f1"]

@@ -161,7 +161,7 @@ class Gate(Base):
     model_id: Mapped[Id] = mapped_column(primary_key=True)
     alias: Mapped[str] = mapped_column(Text, primary_key=True)
     tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
-    #: A word of :data:`app.models.gate.METRICS`.
+    #: A word of :data:`app.models.states.GateMetric`.
     metric: Mapped[str] = mapped_column(Text)
     #: By how much at least the metric must be above that of the version in place; below 0, by how
     #: much it may be worse.

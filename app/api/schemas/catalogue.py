@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from app.api.schemas.base import Answer, Name, Number, PageAnswer, Request
+from app.models.states import GateMetric
 
-MetricWord = Literal["accuracy", "precision", "recall", "f1"]
 _METRIC = "What is compared; precision, recall and F1 are means over the classes."
 _MARGIN = (
     "By how much at least the metric must be above that of the version in place; below 0, by how "
@@ -22,7 +22,7 @@ _DATASET = "Only evaluations on versions of this dataset count; null: on any."
 class SetGate(Request):
     """What a version must show before the alias may point at it."""
 
-    metric: MetricWord = Field(description=_METRIC)
+    metric: GateMetric = Field(description=_METRIC)
     margin: float = Field(0.0, ge=-1, le=1, description=_MARGIN)
     minimum: float | None = Field(None, ge=0, le=1, description=_MINIMUM)
     dataset: Name | None = Field(None, description=_DATASET)
@@ -31,7 +31,7 @@ class SetGate(Request):
 class GateAnswer(Answer):
     """A gate before an alias."""
 
-    metric: MetricWord = Field(description=_METRIC)
+    metric: GateMetric = Field(description=_METRIC)
     margin: float = Field(description=_MARGIN)
     minimum: float | None = Field(description=_MINIMUM)
     dataset: str | None = Field(description=_DATASET)
@@ -52,7 +52,7 @@ class VerdictAnswer(Answer):
     passed: bool
     code: str | None = Field(description="Why not, as a word; null where it passed.")
     reason: str
-    metric: MetricWord
+    metric: GateMetric
     margin: float
     minimum: float | None
     candidate: float | None = Field(description="The metric of the version that would come.")
