@@ -16,10 +16,16 @@ from app.tenants.keys import create_key
 from app.tenants.scopes import Scope
 
 
+def offline_app() -> Any:
+    """An application without any part, for what it answers alone."""
+    return create_app(
+        Settings(DATABASE_URL="postgresql://x:y@127.0.0.1:1/z", S3_ENDPOINT_URL="http://x")
+    )
+
+
 def offline_document() -> dict[str, Any]:
     """The document needs no part: settings that lead nowhere will do."""
-    settings = Settings(DATABASE_URL="postgresql://x:y@127.0.0.1:1/z", S3_ENDPOINT_URL="http://x")
-    served = create_app(settings).test_client().get("/v1/openapi.json")
+    served = offline_app().test_client().get("/v1/openapi.json")
     document: dict[str, Any] = json.loads(served.data)
     return document
 

@@ -46,7 +46,7 @@ from app.api.problems import raise_invalid, register_problems
 from app.api.rates import Rates
 from app.api.release import release
 from app.api.requests import JSON_MAX_BYTES, StrictRequest, refuse_encodings, refuse_repeated
-from app.api.resource import Operation
+from app.api.resource import Operation, id_converter
 from app.api.schemas.base import Problem
 from app.api.wait import WaitSlots
 from app.audit.keys import AuditKey
@@ -158,8 +158,10 @@ def create_app(settings: Settings | None = None) -> OpenAPI:
     register_problems(app)
     operations: dict[str, Operation] = {}
     for resource in _RESOURCES:
-        app.register_api(resource)
         operations.update(resource.operations)
+    app.url_map.converters["id"] = id_converter(operations.values())
+    for resource in _RESOURCES:
+        app.register_api(resource)
     app.extensions["darkroom.resources"] = _RESOURCES
     app.extensions["darkroom.openapi"] = build_document(app, operations.values())
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_type_hints
 
 from flask_openapi.blueprint import APIBlueprint
 from flask_openapi.models.tag import Tag
 from pydantic import BaseModel
+from werkzeug.routing import BaseConverter
 
 from app.audit.actions import Action
 from app.tenants.scopes import Scope
@@ -61,6 +63,21 @@ class Operation:
         forms = [form for each in self.answers.values() for form in _forms(each)]
         streams = any(form in _STREAMS for form in forms)
         return streams or bool(self.media_types)
+
+
+def id_converter(operations: Iterable[Operation]) -> type[BaseConverter]:
+    """What stands for an id in an address: anything but a word of our own addresses.
+
+    So ``/v1/uploads/multipart`` is never the address of an upload, by whatever method, and what is
+    merely no id still comes to its route, which asks for a key and says what an id looks like.
+    """
+    words = {word for each in operations for word in each.path.split("/") if "{" not in word}
+    others = "|".join(re.escape(word) for word in sorted(words - {""}))
+
+    class IdConverter(BaseConverter):
+        regex = rf"(?!(?:{others})(?:/|\Z))[^/]+"
+
+    return IdConverter
 
 
 def _forms(answer: Form | tuple[Form, ...]) -> tuple[Form, ...]:
@@ -140,7 +157,8 @@ class Resource(APIBlueprint):
                 replays=repeats,
                 audit=audit,
             )
-            decorate = getattr(self, method)(rule, operation_id=view.__name__)
+            typed = re.sub(r"<(\w+_id)>", r"<id:\1>", rule)
+            decorate = getattr(self, method)(typed, operation_id=view.__name__)
             decorate(view)
             return view
 

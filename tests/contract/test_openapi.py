@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -18,9 +19,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from app.api.app import create_app
-from app.settings import Settings
-from tests.api_client import make_app, offline_document
+from app.ids import ARTIFACT, DELIVERY, JOB, KEY, UPLOAD, WEBHOOK, new_id
+from tests.api_client import make_app, offline_app, offline_document
 from tests.world import build_world
 
 CHECKS = [
@@ -34,6 +34,19 @@ EXAMPLES = 12
 
 
 DOCUMENT = offline_document()
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "LOCK"}
+#: What could stand in an address: ids of the forms that the routes know.
+IDS = {
+    f"{name}_id": new_id(prefix)
+    for name, prefix in {
+        "artifact": ARTIFACT,
+        "delivery": DELIVERY,
+        "job": JOB,
+        "key": KEY,
+        "upload": UPLOAD,
+        "webhook": WEBHOOK,
+    }.items()
+}
 OPERATIONS = sorted((method, path) for path, each in DOCUMENT["paths"].items() for method in each)
 
 
@@ -103,10 +116,31 @@ def test_document_is_valid_openapi_and_complete():
                 assert takes_key is not path.endswith("/link")
 
 
-def test_every_route_is_in_the_document_and_so_behind_its_guard():
-    settings = Settings(DATABASE_URL="postgresql://x:y@127.0.0.1:1/z", S3_ENDPOINT_URL="http://x")
-    rules = create_app(settings).url_map.iter_rules()
-    paths = {rule.rule.replace("<", "{").replace(">", "}") for rule in rules}
+@pytest.fixture(scope="module")
+def alone():
+    """The application without any part: it refuses a method before it looks anything up."""
+    return offline_app()
+
+
+@pytest.mark.parametrize("path", sorted(DOCUMENT["paths"]))
+def test_an_undocumented_method_is_refused_with_exactly_the_documented_ones(alone, path):
+    address = re.sub(r"{(\w+)}", lambda found: IDS.get(found[1], "1"), path)
+    allowed = {method.upper() for method in DOCUMENT["paths"][path]}
+    allowed |= {"HEAD"} if "GET" in allowed else set()
+    for method in METHODS - allowed:
+        answer = alone.test_client().open(address, method=method)
+        assert answer.status_code == 405, method
+        assert set(answer.headers["Allow"].split(", ")) == allowed, method
+
+
+def test_what_begins_as_a_word_of_ours_comes_to_the_guard_as_any_other_text_does(alone):
+    for text in ("multiparts", "no-id", "multipart."):
+        assert alone.test_client().get(f"/v1/uploads/{text}").status_code == 401, text
+
+
+def test_every_route_is_in_the_document_and_so_behind_its_guard(alone):
+    rules = alone.url_map.iter_rules()
+    paths = {re.sub(r"<(?:id:)?(\w+)>", r"{\1}", rule.rule) for rule in rules}
     assert paths == set(DOCUMENT["paths"])
 
 
