@@ -16,11 +16,14 @@ from app.cli.console import (
     stdout,
     warn,
 )
+from app.cli.curves import Plot, draw_plots, read_plots
 from app.cli.exits import EXIT_OF_STATE, Exit
 from app.cli.progress import Bar, images_facts
 from app.cli.words import STATE_STYLE, count_text, duration_text, harmless, rate_text
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from app.client import Darkroom
     from app.client.values import Job, Metric
 
@@ -36,6 +39,7 @@ _TITLE = {
 _SAID_AS_THEY_ARE = frozenset(
     {"validating", "queued", "finalizing", "paused", "cancelling", "cancelled", "failed", "expired"}
 )
+_FOR_CURVES = frozenset({"learning_rate", "steps"})
 #: Failed items read for the summary of their codes.
 _MOST_FAILED = 10_000
 
@@ -56,12 +60,14 @@ def follow(
 
 
 class JobView:
-    """The bar of a job, moved by each of its answers."""
+    """The bar of a job, moved by each of its answers; of a training, its curves as well."""
 
     def __init__(self, darkroom: Darkroom) -> None:
         self._darkroom = darkroom
         self.bar = Bar("waiting")
+        self.bar.draw_above(self._draw)
         self._epochs_shown = 0
+        self._plots: list[Plot] = []
 
     def changed(self, job: Job) -> None:
         """Show what is new."""
@@ -82,8 +88,10 @@ class JobView:
         step = (job.progress.step or 0) if trains else 0
         if step <= self._epochs_shown and not job.is_over:
             return
+        metrics = list(self._darkroom.jobs.metrics(job.id))
+        self._plots = read_plots(metrics)
         rows: dict[int, list[Metric]] = {}
-        for metric in self._darkroom.jobs.metrics(job.id):
+        for metric in metrics:
             rows.setdefault(metric.step, []).append(metric)
         for number in sorted(rows):
             if number > self._epochs_shown:
@@ -91,21 +99,26 @@ class JobView:
                 steps = job.progress.steps if trains else None
                 self.bar.line(epoch_line(number, steps, rows[number]))
 
+    def _draw(self, width: int, height: int) -> list[Text]:
+        return draw_plots(self._plots, width, height)
+
 
 def epoch_line(number: int, epochs: int | None, metrics: list[Metric]) -> str:
-    """``epoch 3/30  train loss 0.1630 accuracy 0.9512  test loss …  0.2 s``.
+    """``epoch 3/30  train loss 0.1630 accuracy 0.9512  test loss …  1,240 images/s  0.2 s``.
 
-    Names that begin with a split are grouped by it; the learning rate is for charts.
+    Names that begin with a split are grouped by it; some others are for curves only.
     """
     groups: dict[str, list[str]] = {split: [] for split in ("train", "validation", "test", "")}
-    seconds = ""
+    rate = seconds = ""
     for each in metrics:
         split, _, name = each.name.partition("_")
         if each.name == "epoch_seconds":
             seconds = duration_text(each.value)
         elif split in groups:
             groups[split].append(f"{name} {_number(each.value)}")
-        elif each.name != "learning_rate":
+        elif each.name == "images_per_second":
+            rate = f"{rate_text(each.value)} images/s"
+        elif each.name not in _FOR_CURVES:
             groups[""].append(f"{each.name} {_number(each.value)}")
     parts = [
         f"{split} {' '.join(sorted(values, reverse=True))}".strip()
@@ -114,7 +127,8 @@ def epoch_line(number: int, epochs: int | None, metrics: list[Metric]) -> str:
     ]
     width = len(str(epochs or number))
     of = f"/{epochs}" if epochs else ""
-    return "  ".join([f"epoch {number:>{width}}{of}", *parts, seconds]).rstrip()
+    told = [f"epoch {number:>{width}}{of}", *parts, rate, seconds]
+    return "  ".join(part for part in told if part)
 
 
 def _number(value: float | None) -> str:

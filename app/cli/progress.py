@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +14,9 @@ from app.cli.words import bytes_text, count_text, duration_text, rate_text
 _PLAIN_SECONDS = 5.0
 #: The rate of a transfer is measured over about so long.
 _WINDOW_SECONDS = 5.0
+
+#: Lines of a drawing, of so many columns and so many of them.
+Draw = Callable[[int, int], Iterable[Any]]
 
 
 class Bar:
@@ -26,13 +29,30 @@ class Bar:
         self._task: Any = None
         self._said = now()
         self._told = title
+        self._draw: Draw = lambda _width, _height: ()
+
+    def draw_above(self, draw: Draw) -> None:
+        """Show what ``draw`` gives for so many columns and lines, on terminals only.
+
+        Called before the bar is entered; it is asked anew each time the bar moves.
+        """
+        self._draw = draw
 
     def __enter__(self) -> Self:
         console = stderr()
         if console.is_terminal:
             from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-            self._live = Progress(
+            draw = self._draw
+
+            class Drawing(Progress):
+                """A bar below what is drawn, which moves with it."""
+
+                def get_renderables(self) -> Iterator[Any]:
+                    yield from draw(console.width, console.height - 2)
+                    yield from super().get_renderables()
+
+            self._live = Drawing(
                 SpinnerColumn(finished_text="[green]✓[/]"),
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
@@ -73,9 +93,10 @@ class Bar:
             note(f"{self._title}: {told}" if told else self._title)
 
     def line(self, text: str) -> None:
-        """A lasting line above the bar."""
+        """A lasting line above the bar; a terminal too narrow for it keeps to the drawing."""
         if self._live is not None:
-            self._live.console.print(text, markup=False)
+            if len(text) <= self._live.console.width:
+                self._live.console.print(text, markup=False)
         else:
             note(text)
 

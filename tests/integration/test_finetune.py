@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import select
 
@@ -22,9 +23,11 @@ from app.locations import ANYWHERE
 from app.models.resolve import get_version, resolve_version
 from app.models.states import VersionState
 from app.settings import Settings
+from app.storage.s3 import ObjectStore
 from app.training.metrics import read_metrics
 from app.training.recipe import TrainingRecipe
 from app.training.start import spell_recipe
+from tests.events import read_events
 from tests.factories import add_upload, add_version, entry
 from tests.service import Service, running_service, wait_until
 from tests.shapes import SHAPES, freeze_shapes
@@ -91,7 +94,43 @@ def test_finetuned_version_answers_as_well_as_its_scores_say(
     assert [file.name for file in files] == ["report.html", "report.json", "report.csv"]
     assert version.calibration is not None
     assert version.calibration["on"] == f"{dataset}, test"
+    assert_event_file_holds_the_metrics(service, database, tenant_id, job)
     go_on(service, database, tenant_id, dataset, job)
+
+
+def assert_event_file_holds_the_metrics(
+    service: Service, db: Database, tenant_id: str, job: Job
+) -> None:
+    """What TensorBoard reads of the job's artifact are the metrics, each epoch once."""
+    with db.tenant(tenant_id) as session:
+        points, _ = read_metrics(session, tenant_id, job.id)
+        (artifact,), _ = list_artifacts(session, tenant_id, job.id)
+    assert artifact.name.startswith("events.out.tfevents.")
+    store = ObjectStore.from_settings(service.settings)
+    content = store.read(service.settings.bucket, artifact.object_key)
+    assert len(content) == artifact.size_bytes
+    first, recipe, *events = read_events(content)
+    assert first.file_version == "brain.Event:2"
+    assert recipe.summary.value[0].tag == "recipe/text_summary"
+    assert b"| epochs | `5` |" in recipe.summary.value[0].tensor.string_val[0]
+    steps = {point.step: point.value for point in points if point.name == "steps"}
+    expected = {
+        (steps[point.step], tag_of(point.name), np.float32(point.value))
+        for point in points
+        if point.name != "steps"
+    } | {(step, "epoch", np.float32(epoch)) for epoch, step in steps.items()}
+    found = [
+        (event.step, value.tag, np.float32(value.simple_value))
+        for event in events
+        for value in event.summary.value
+    ]
+    assert len(found) == len(set(found)) == EPOCHS * 8
+    assert set(found) == expected
+
+
+def tag_of(name: str) -> str:
+    split, _, measure = name.partition("_")
+    return f"{measure}/{split}" if split in ("train", "test") else name
 
 
 def go_on(service: Service, database: Database, tenant_id: str, dataset: str, job: Job) -> None:
@@ -186,6 +225,8 @@ def test_cancelled_finetune_ends_soon_and_keeps_its_best_network_without_an_alia
         version = get_version(session, tenant_id, ended.model_version_id)
         with pytest.raises(NotFoundError):
             get_version(session, tenant_id, "shapes@production")
+        files, _ = list_artifacts(session, tenant_id, job.id)
+    assert [file.media_type for file in files] == ["application/octet-stream"]
     assert version.state == VersionState.READY
     assert version.scores is None
     assert version.lineage["ended_by"] == "stopped"

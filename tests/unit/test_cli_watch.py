@@ -1,8 +1,10 @@
 """Watching a job by the command line until it ends: its sums, its exit codes."""
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from app.cli.exits import Exit
 from tests.unit.fake_service import answer, job, page
@@ -89,3 +91,48 @@ def test_watch_of_a_cancelled_job_counts_only_images_that_were_touched(service, 
     assert done.exit_code == Exit.CANCELLED
     assert "cancelled: 40% 4 of 10 images" in done.stderr
     assert "job_1 cancelled: 4 of 10 images" in done.stdout
+
+
+def test_watch_of_a_finetune_draws_curves_on_a_terminal(service, run, monkeypatch):
+    written = io.StringIO()
+    screen = Console(file=written, force_terminal=True, width=60, height=24)
+    monkeypatch.setattr("app.cli.progress.stderr", lambda: screen)
+    progress = {"fraction": 1.0, "step": 3, "steps": 3, "unit": "epoch"}
+    none = {"total": 0, "done": 0, "succeeded": 0}
+    ended = job("succeeded", kind="finetune", progress=progress, counts=none)
+    service.on("GET /v1/jobs/job_1", answer(ended))
+    rows = [
+        {"id": f"{step}:{name}", "name": name, "step": step, "value": 0.5 / step}
+        for step in (1, 2, 3)
+        for name in ("learning_rate", "train_accuracy", "train_loss", "test_loss")
+    ]
+    service.on("GET /v1/jobs/job_1/metrics", page(rows))
+    assert run("watch", "job_1").exit_code == Exit.DONE
+    shown = written.getvalue()
+    for title in ("loss", "accuracy", "learning rate"):
+        assert f"{title} " in shown
+    assert "0.5000 0.1667 0.1667" in shown
+
+
+def test_metrics_of_a_training_are_a_table_in_a_pipe_and_plain_rows_as_json(service, run):
+    rows = [
+        {"id": f"{step}:{name}", "name": name, "step": step, "value": value}
+        for step, name, value in (
+            (1, "test_loss", 1.25),
+            (1, "train_loss", 1.5),
+            (2, "test_loss", None),
+            (2, "train_loss", 0.75),
+        )
+    ]
+    service.on("GET /v1/jobs/job_1/metrics", page(rows))
+    table = [line.split() for line in run("metrics", "job_1").stdout.splitlines()]
+    assert table == [["EPOCH", "TEST_LOSS", "TRAIN_LOSS"], ["1", "1.25", "1.5"], ["2", "0.75"]]
+    assert json.loads(run("metrics", "job_1", "--json").stdout) == rows
+
+
+def test_event_file_of_a_training_is_written_to_a_folder(service, run, tmp_path):
+    service.on("GET /v1/jobs/job_1/metrics", page([]))
+    service.on("GET /v1/jobs/job_1/artifacts", page([]))
+    refused = run("metrics", "job_1", "--tensorboard", tmp_path)
+    assert refused.exit_code == Exit.USAGE
+    assert "no event file" in refused.output

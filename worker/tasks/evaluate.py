@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from typing import Any
@@ -11,7 +10,6 @@ from app.clock import utc_now
 from app.datasets.resolve import names_of_dataset_versions
 from app.datasets.tables import Split
 from app.jobs.answered import name_items
-from app.jobs.artifacts import add_artifact
 from app.jobs.claim import Lease
 from app.jobs.record import record_chunk
 from app.jobs.source import describe_input
@@ -21,7 +19,6 @@ from app.models.evaluations import record_evaluation
 from app.models.resolve import get_version, names_of_versions, spec_of
 from app.models.rights import Answers
 from app.models.shared import require_answers
-from app.storage import keys
 from worker.evaluation.measure import Evaluation
 from worker.evaluation.page import write_page
 from worker.evaluation.report import (
@@ -34,6 +31,7 @@ from worker.evaluation.report import (
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
 from worker.tasks.answers import EvaluationStoppedError, GatheredAnswers
+from worker.tasks.artifacts import add_artifacts, store_artifact
 from worker.tasks.door import let_go
 from worker.tasks.files import unnamed_file
 
@@ -68,7 +66,7 @@ def evaluate_chunk(process: WorkerProcess, held: HeldLease) -> None:
         return
     report = _report(process, lease, subject, answers, evaluation)
     stored = [
-        _store(process, lease, name, media_type, content)
+        store_artifact(process, lease, name, media_type, content)
         for name, media_type, content in (
             ("report.html", "text/html; charset=utf-8", write_page(report)),
             ("report.json", "application/json", _json(report)),
@@ -91,8 +89,7 @@ def evaluate_chunk(process: WorkerProcess, held: HeldLease) -> None:
                 items=evaluation.images,
                 scores=summary,
             )
-        for file_columns in stored:
-            add_artifact(session, lease.tenant_id, lease.job_id, **file_columns)
+        add_artifacts(session, lease, stored)
         if evaluation.calibration is not None and lease.options["keep_temperature"]:
             keep_calibration(
                 session,
@@ -166,21 +163,6 @@ def _report(
 
 def _json(report: Report) -> bytes:
     return json.dumps(report.as_dict(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-def _store(
-    process: WorkerProcess, lease: Lease, name: str, media_type: str, content: bytes
-) -> dict[str, Any]:
-    """Store a file of the report; the columns of its artifact."""
-    key = keys.artifact(lease.tenant_id, lease.job_id, f"{lease.attempt}-{name}")
-    process.store.put(process.settings.bucket, key, content, media_type)
-    return {
-        "name": name,
-        "media_type": media_type,
-        "object_key": key,
-        "size_bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
 
 
 def _calibration(lease: Lease, subject: Subject, evaluation: Evaluation) -> dict[str, Any]:

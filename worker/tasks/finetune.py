@@ -22,7 +22,9 @@ from worker.process import WorkerProcess
 from worker.recognisers.cost import count_macs
 from worker.recognisers.preprocess import Normalise
 from worker.recognisers.weights import check_weights, save_weights
+from worker.tasks.artifacts import add_artifacts
 from worker.tasks.checkpoints import Checkpoints
+from worker.tasks.event_file import store_event_file
 from worker.tasks.files import memory_file, path_of
 from worker.tasks.splits import load_splits
 from worker.tasks.starts import load_start, look_up_training
@@ -139,7 +141,9 @@ def _log_epoch(session: Session, lease: Lease, report: EpochReport) -> None:
             "train_accuracy": report.train_accuracy,
             f"{report.held_out}_loss": report.held_out_loss,
             f"{report.held_out}_accuracy": report.held_out_accuracy,
+            "steps": report.steps,
             "learning_rate": report.learning_rate,
+            "images_per_second": report.images_per_second,
             "epoch_seconds": report.seconds,
         },
     )
@@ -156,13 +160,14 @@ def _register(
     unread: int,
     lineage: Mapping[str, Any],
 ) -> None:
-    """Store the weights, then make version, alias and job's end true in one transaction."""
+    """Store weights and curves, then make version, alias and job's end true in one transaction."""
     lease = held.lease
     version_id = str(lease.model_version_id)
     with memory_file() as file:
         save_weights(module, path_of(file))
         report = check_weights(path_of(file), spec)
         stored = store_weights(process, held, file)
+    curves = store_event_file(process, lease)
     result = {
         "model_version": version_id,
         "accuracy": scores.accuracy,
@@ -183,4 +188,5 @@ def _register(
         scores=scores.as_dict(),
         tested=tested,
         lineage=lineage,
+        also=lambda session: add_artifacts(session, lease, curves),
     )

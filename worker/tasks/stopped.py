@@ -17,7 +17,9 @@ from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
 from worker.recognisers.cost import count_macs
 from worker.recognisers.weights import check_weights, save_weights
+from worker.tasks.artifacts import add_artifacts
 from worker.tasks.door import let_go
+from worker.tasks.event_file import store_event_file
 from worker.tasks.files import memory_file, path_of
 from worker.tasks.versions import store_weights
 from worker.training.state import TrainingState
@@ -53,6 +55,7 @@ def _keep(process: WorkerProcess, held: HeldLease, spec: ModelSpec, state: Train
         save_weights(state.kept_weights(), path_of(file))
         report = check_weights(path_of(file), spec)
         stored = store_weights(process, held, file)
+    curves = store_event_file(process, lease)
 
     def complete(session: Session) -> None:
         complete_version(
@@ -72,6 +75,7 @@ def _keep(process: WorkerProcess, held: HeldLease, spec: ModelSpec, state: Train
                 "ended_by": "stopped",
             },
         )
+        add_artifacts(session, lease, curves)
 
     with process.db.tenant(lease.tenant_id) as session:
         record_stopped(session, lease, before_close=complete)

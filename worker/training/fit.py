@@ -39,19 +39,24 @@ EndedBy = Literal["epochs", "early_stopping", "max_seconds"]
 
 @dataclass(frozen=True, slots=True)
 class EpochReport:
-    """How one epoch went; ``learning_rate`` is the one it began with.
+    """How one epoch went; ``learning_rate`` is the one it began with, the highest of all layers'.
 
     ``train_loss`` is what training lowers; ``held_out_loss`` is plain cross-entropy on the
     split that ``held_out`` names, of the weights that would be kept.
     """
 
     epoch: int
+    #: Changes of the weights since the training began.
+    steps: int
     train_loss: float
     train_accuracy: float
     held_out: HeldOut
     held_out_loss: float
     held_out_accuracy: float
     learning_rate: float
+    #: Images that were learnt from in a second, checkpoints within the epoch included.
+    images_per_second: float
+    #: Of the whole epoch, the held-out split too.
     seconds: float
 
 
@@ -140,6 +145,8 @@ def fit(
                 class_weights=weights,
                 before_step=before_step,
             )
+            # A clock may stand still for as long as an epoch of a few images takes.
+            steps, rate = state.steps, state.images_seen / max(state.seconds, 1e-6)
             found = evaluate(
                 state.answering, normalise, judged, device=device, on_answered=on_answered
             )
@@ -152,12 +159,14 @@ def fit(
             on_epoch(
                 EpochReport(
                     state.epoch,
+                    steps,
                     train_loss,
                     train_accuracy,
                     held_out,
                     found.loss,
                     found.accuracy,
                     learning_rate,
+                    rate,
                     seconds,
                 ),
                 state,

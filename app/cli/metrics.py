@@ -1,0 +1,79 @@
+"""``darkroom metrics``: what a training logged, as curves, as a table, or for TensorBoard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli.connect import JsonFlag, connect
+from app.cli.console import note, print_json, print_table, say, stdout
+from app.cli.curves import draw_plots, read_plots
+from app.cli.options import JobId
+from app.cli.words import bytes_text
+
+if TYPE_CHECKING:
+    from app.client.values import Metric
+
+#: How names of event files begin; TensorBoard knows them by it.
+_EVENT_FILE = "events.out.tfevents."
+
+
+def metrics(
+    context: typer.Context,
+    job_id: JobId,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write the event file for TensorBoard to.", show_default=False),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show the curves of a training, also while it runs; in a pipe, a table of its epochs."""
+    if tensorboard is not None and not tensorboard.is_dir():
+        raise typer.BadParameter(f"there is no folder {tensorboard}", param_hint="--tensorboard")
+    with connect(context) as darkroom:
+        found = list(darkroom.jobs.metrics(job_id))
+        written = None
+        if tensorboard is not None:
+            files = darkroom.artifacts.list(job_id)
+            file = next((each for each in files if each.name.startswith(_EVENT_FILE)), None)
+            if file is None:
+                raise typer.BadParameter(
+                    "the job has no event file: only a training whose version was kept has one, "
+                    "once it is over",
+                    param_hint="--tensorboard",
+                )
+            written = darkroom.artifacts.download(file, tensorboard)
+    if as_json:
+        print_json([each.raw for each in found])
+    elif stdout().is_terminal:
+        _draw(found)
+    else:
+        _print_epochs(found)
+    if written is not None and file is not None and not as_json:
+        say(f"{written}  {bytes_text(file.size_bytes)}")
+
+
+def _draw(found: list[Metric]) -> None:
+    console = stdout()
+    lines = draw_plots(read_plots(found), console.width, max(console.height - 2, 1))
+    for line in lines:
+        console.print(line, no_wrap=True, crop=False)
+    if not lines:
+        note("no metrics: of jobs, only trainings log them, at the end of each epoch")
+
+
+def _print_epochs(found: list[Metric]) -> None:
+    names = list(dict.fromkeys(each.name for each in found))
+    rows: dict[int, dict[str, str]] = {}
+    for each in found:
+        value = "" if each.value is None else f"{each.value:.6g}"
+        rows.setdefault(each.step, {})[each.name] = value
+    columns = ["epoch", *names]
+    print_table(
+        columns,
+        [[epoch, *(row.get(name, "") for name in names)] for epoch, row in rows.items()],
+        right=columns,
+        empty="no metrics: of jobs, only trainings log them, at the end of each epoch",
+    )
