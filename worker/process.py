@@ -22,6 +22,7 @@ from app.storage.s3 import ObjectStore
 from worker.gate import Gate
 from worker.gauges import WorkerGauges
 from worker.heartbeat import Heartbeat
+from worker.pipeline.timing import SharedTime
 from worker.watchdog import Hearing
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class WorkerProcess:
         self.gate = Gate(self.stopping)
         self.hearing = Hearing()
         self.gauges = WorkerGauges(self)
+        #: The time of the process, divided among the chunks that it recognises at once.
+        self.time = SharedTime()
         self._decoder: DecodePool | None = None
         self._decoder_lock = threading.Lock()
 
@@ -65,6 +68,13 @@ class WorkerProcess:
         from worker.recognisers.load import choose_device
 
         return choose_device(self.settings.device)
+
+    @cached_property
+    def device_name(self) -> str:
+        """What that device is called, such as ``NVIDIA H200, float32``."""
+        from worker.pipeline.device import describe_device
+
+        return describe_device(self.device)
 
     @cached_property
     def recognisers(self) -> RecogniserCache:

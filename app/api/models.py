@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flask import Response
 from sqlalchemy.orm import Session
@@ -22,6 +22,7 @@ from app.api.schemas.library import (
     ModelVersionAnswer,
     ModelVersionPage,
     NamePath,
+    SpeedAnswer,
     VersionPath,
 )
 from app.audit.actions import Action
@@ -31,6 +32,7 @@ from app.models.resolve import get_version, summarise_model
 from app.models.resolve import list_models as page_models
 from app.models.resolve import list_versions as page_versions
 from app.models.retire import delete_version
+from app.models.speeds import DeviceSpeed, speeds_of
 from app.models.tables import ModelVersion
 from app.tenants.scopes import Scope
 
@@ -82,7 +84,10 @@ def list_model_versions(path: NamePath, query: PageQuery) -> Response:
             session, tenant_id, path.name, after=query.after, limit=query.limit
         )
         aliases = summarise_model(session, tenant_id, path.name).aliases
-    fields = page_fields(rows, has_more, lambda row: _show(path.name, row, aliases))
+        speeds = speeds_of(session, tenant_id, [row.id for row in rows])
+    fields = page_fields(
+        rows, has_more, lambda row: _show(path.name, row, aliases, speeds.get(row.id, []))
+    )
     return send(ModelVersionPage(**fields))
 
 
@@ -123,14 +128,26 @@ def show_version(session: Session, name: str, number: int) -> ModelVersionAnswer
     """A version of the caller's model as it is shown."""
     tenant_id = principal().tenant_id
     version = get_version(session, tenant_id, f"{name}@{number}")
-    return _show(name, version, summarise_model(session, tenant_id, name).aliases)
+    return _show(
+        name,
+        version,
+        summarise_model(session, tenant_id, name).aliases,
+        speeds_of(session, tenant_id, [version.id]).get(version.id, []),
+    )
 
 
-def _show(name: str, version: ModelVersion, aliases: Mapping[str, int]) -> ModelVersionAnswer:
+def _show(
+    name: str, version: ModelVersion, aliases: Mapping[str, int], speeds: Sequence[DeviceSpeed]
+) -> ModelVersionAnswer:
     fields = {
         field: getattr(version, field)
         for field in ModelVersionAnswer.model_fields
-        if field not in ("model", "aliases")
+        if field not in ("model", "aliases", "speeds")
     }
     pointing = [alias for alias, number in aliases.items() if number == version.number]
-    return ModelVersionAnswer(**fields, model=name, aliases=pointing)
+    return ModelVersionAnswer(
+        **fields,
+        model=name,
+        aliases=pointing,
+        speeds=[SpeedAnswer.model_validate(speed) for speed in speeds],
+    )

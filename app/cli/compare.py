@@ -10,6 +10,7 @@ import typer
 from app.cli.catalogue import find_version
 from app.cli.connect import JsonFlag, connect
 from app.cli.console import note, print_fields, print_json, print_table
+from app.cli.words import speed_text
 
 if TYPE_CHECKING:
     from app.client.comparison import Comparison
@@ -35,18 +36,25 @@ def compare(
 ) -> None:
     """Compare two versions on images that `darkroom evaluate` ran both on.
 
-    Tells the accuracy of both, McNemar's test of whether the difference is chance, and the
-    classes that gained and lost most.
+    Tells the accuracy of both, McNemar's test of whether the difference is chance, how fast each
+    is, and the classes that gained and lost most.
     """
     with connect(context) as darkroom:
         sides = find_version(darkroom, first), find_version(darkroom, second)
         ours, theirs, found = darkroom.catalogue.compare(*sides, dataset=dataset)
+        versions = [darkroom.models.get(name, number) for name, number in sides]
     if as_json:
         jobs = {"jobs": [ours.job_id, theirs.job_id], "dataset": ours.dataset, "split": ours.split}
-        print_json(jobs | asdict(found))
+        fast = {"speeds": [version.raw.get("speeds", []) for version in versions]}
+        print_json(jobs | fast | asdict(found))
         return
     names = [f"{name}@{number}" for name, number in sides]
     _print_whole(names, f"{ours.dataset}, {ours.split or 'all'}", found)
+    print_fields(
+        (f"speed of {name}", speed_text(speed))
+        for name, version in zip(names, versions, strict=True)
+        for speed in version.speeds
+    )
     _print_classes(names, found)
 
 

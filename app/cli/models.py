@@ -17,7 +17,7 @@ from app.cli.console import answer, note, print_fields, print_json, print_table,
 from app.cli.follow import finish, follow
 from app.cli.inputs import read_classes, send_file
 from app.cli.options import Timeout
-from app.cli.words import ago_text, bytes_text, count_text, pairs_text
+from app.cli.words import ago_text, bytes_text, count_text, pairs_text, speed_text
 
 if TYPE_CHECKING:
     from app.client import Darkroom
@@ -172,6 +172,7 @@ def show(
             ("preprocess sha256", version.preprocess_sha256),
             ("classes", f"{len(version.classes):,}: {classes}" if version.classes else None),
             ("scores", pairs_text(version.scores)),
+            *(("speed", speed_text(speed)) for speed in version.speeds),
             ("calibration", pairs_text(version.calibration)),
             ("lineage", pairs_text(version.lineage)),
             ("made", ago_text(version.created_at)),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from app.client.values import Speed
 
 STATE_STYLE: dict[str, str] = {
     "succeeded": "green",
@@ -101,6 +104,15 @@ def day_or_minute(moment: datetime, now: datetime | None = None) -> str:
     if abs(moment - (now or datetime.now(UTC))) > timedelta(days=2):
         return moment.date().isoformat()
     return f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def speed_text(speed: Speed) -> str:
+    """``1,240 images/s, the network alone 5,300, on NVIDIA H200, float32 (12,000 images)``."""
+    return (
+        f"{rate_text(speed.images_per_second)} images/s, the network alone "
+        f"{rate_text(speed.forward_images_per_second)}, on {speed.device} "
+        f"({count_text(speed.images, 'image')})"
+    )
 
 
 def score_text(score: float | None) -> str:

@@ -246,6 +246,22 @@ class Dataset(Value):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Speed(Value):
+    """How fast a version was on one kind of device; None where it was too fast to measure."""
+
+    device: str = ""
+    #: Of one busy worker, reading and decoding included.
+    images_per_second: float | None = None
+    #: Of the network alone.
+    forward_images_per_second: float | None = None
+    images: int = 0
+
+
+def _speeds(value: Any) -> tuple[Speed, ...]:
+    return tuple(map(Speed.from_dict, value or ()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersion(Value):
     """Immutable weights with their preprocessing, classes and lineage."""
 
@@ -264,6 +280,7 @@ class ModelVersion(Value):
     #: Multiply-accumulate operations for one image.
     macs: int | None = None
     scores: Mapping[str, Any] | None = None
+    speeds: tuple[Speed, ...] = field(default=(), metadata={"read": _speeds})
     calibration: Mapping[str, Any] | None = None
     lineage: Mapping[str, Any] = field(default_factory=dict)
     job_id: str | None = None

@@ -10,10 +10,12 @@ from sqlalchemy.orm import Session
 from app.db.transition import transition
 from app.ids import CHUNK, new_id
 from app.jobs.move import move_job
+from app.jobs.speeds import add_speeds
 from app.jobs.states import (
     CHUNK_SOURCES,
     CLOSING_TASKS,
     JOB_SOURCES,
+    PLANNED_KINDS,
     ChunkState,
     ChunkTask,
     JobKind,
@@ -201,9 +203,11 @@ def _rest_is(counter: str) -> dict[str, Any]:
 
 
 def _settle(session: Session, tenant_id: str, job_id: str, outcome: JobState) -> None:
-    """Move what the job was making along with it: its pending model version, its upload."""
+    """Move what the job was making along with it: its version, its upload, its version's speed."""
     kind = session.scalar(select(Job.kind).where(Job.id == job_id))
     done = outcome in (JobState.SUCCEEDED, JobState.PARTIALLY_SUCCEEDED)
+    if kind in PLANNED_KINDS and done:
+        add_speeds(session, tenant_id, job_id)
     if kind == JobKind.INGEST:
         settle_upload(session, tenant_id, job_id, usable=done)
     elif kind in (JobKind.IMPORT, JobKind.FINETUNE) and not done:

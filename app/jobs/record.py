@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from app.jobs.item_rows import INSERT_ITEMS, ItemRow, rows_as_json
 from app.jobs.limits import exceeds_budget
 from app.jobs.move import move_job
 from app.jobs.source import describe_input
+from app.jobs.speeds import ChunkSpeed
 from app.jobs.states import ChunkState, ItemState, JobState, StopReason
 from app.jobs.tables import Chunk, Job
 
@@ -40,18 +42,20 @@ def record_chunk(
     rows: Sequence[ItemRow] = (),
     *,
     result: dict[str, Any] | None = None,
+    speed: ChunkSpeed | None = None,
 ) -> None:
     """Record a finished chunk; closes the job if this was the last.
 
     ``rows`` must hold every item of the chunk once; ``result`` is what a job without items
-    made.
+    made. ``speed`` stays with the chunk until its job ends.
 
     Raises:
         FencedError: the lease was lost; nothing is written.
     """
     if lease.has_items and len(rows) != lease.hi - lease.lo:
         raise ValueError(f"{len(rows)} results for {lease.hi - lease.lo} items")
-    end_lease(session, lease, ChunkState.DONE)
+    measured = {} if speed is None else {"speed": asdict(speed)}
+    end_lease(session, lease, ChunkState.DONE, **measured)
     job = _count(session, lease, rows, extra={"result": result} if result is not None else {})
     if job.state == JobState.CANCELLING:
         close_stopped_if_let_go(session, lease.tenant_id, lease.job_id)

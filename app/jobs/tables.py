@@ -197,6 +197,8 @@ class Chunk(Base):
     #: Ordinal of the first reference in ``items``; ``lo`` as planned or split off. A trigger keeps
     #: it right where a process of the release before writes, which does not know it.
     first_item: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
+    #: How fast it was recognised, see :class:`app.jobs.speeds.ChunkSpeed`.
+    speed: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     #: Where a resumable task goes on after its last recording.
     cursor: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
 

@@ -207,6 +207,26 @@ class Evaluation(Base):
     )
 
 
+class Speed(Base):
+    """How fast a version was on one kind of device, summed over the jobs that ran."""
+
+    __tablename__ = "speeds"
+
+    model_version_id: Mapped[Id] = mapped_column(primary_key=True)
+    #: Its name, threads and precision, such as ``NVIDIA H200, float32``.
+    device: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant_id: Mapped[Id] = mapped_column(ForeignKey("tenants.id"))
+    #: Images that were answered.
+    images: Mapped[int] = mapped_column(BigInteger)
+    #: Seconds that the device computed.
+    forward_seconds: Mapped[float] = mapped_column(Double)
+    #: Seconds that workers were busy, reading and decoding included.
+    busy_seconds: Mapped[float] = mapped_column(Double)
+    updated_at: Mapped[Moment] = mapped_column(server_default=func.now())
+
+    __table_args__ = (of_same_tenant("model_version_id", "model_versions"),)
+
+
 class Grant(Base):
     """What another tenant may do with all versions of a model; no row is no right at all."""
 

@@ -27,6 +27,7 @@ from app.jobs.submit import submit_predict
 from app.jobs.tables import Chunk, Item, Job
 from app.locations import ANYWHERE
 from app.models.spec import ModelSpec
+from app.models.speeds import speeds_of
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
 from tests.factories import register_weights
@@ -128,6 +129,14 @@ def test_job_over_a_prefix_recognises_images_and_names_what_is_none(
             scores = [score for _, score in row.prediction]
             assert sorted(scores, reverse=True) == scores
             assert sum(scores) == pytest.approx(1, abs=1e-5)
+    version_id = str(job.model_version_id)
+    with database.tenant(tenant_id) as session:
+        (speed,) = speeds_of(session, tenant_id, [version_id])[version_id]
+    assert speed.images == PICTURES
+    assert speed.device.endswith("float32")
+    assert speed.images_per_second
+    assert speed.forward_images_per_second
+    assert speed.forward_images_per_second > speed.images_per_second
 
 
 def test_upload_prefix_manifest_and_inline_items_give_the_same_predictions(

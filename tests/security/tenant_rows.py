@@ -21,7 +21,7 @@ from app.jobs.states import ChunkTask
 from app.jobs.tables import Artifact, Chunk, Item
 from app.models.evaluations import record_evaluation
 from app.models.gate import GateRule, set_gate
-from app.models.tables import Model
+from app.models.tables import Model, Speed
 from app.tenants.keys import create_key
 from app.tenants.scopes import Scope
 from app.training.tables import TrainingTime
@@ -61,6 +61,9 @@ def furnish_all(database: Database) -> str:
             items=1,
             scores={},
         )
+        speed = {"images": 1, "forward_seconds": 1.0, "busy_seconds": 1.0}
+        version_id = owned.model_version_id
+        session.add(Speed(model_version_id=version_id, device="cpu", tenant_id=tenant_id, **speed))
         job = add_job(session, tenant_id)
         retry = add_job(session, tenant_id)
         retry.retry_of = job.id

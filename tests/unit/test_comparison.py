@@ -101,7 +101,13 @@ def test_images_that_cannot_be_compared_are_left_out_and_counted() -> None:
 def two_versions(service: FakeService) -> FakeService:
     labels = ["cat", "dog", "dog", "cat"]
     for number, answers in ((3, ["cat", "cat", "dog", "dog"]), (4, ["cat", "dog", "dog", "cat"])):
-        version = {"id": f"mdv_{number}", "classes": ["cat", "dog"], "number": number}
+        speed = {"device": "H200", "images_per_second": 1240.4, "images": 12_000}
+        version = {
+            "id": f"mdv_{number}",
+            "classes": ["cat", "dog"],
+            "number": number,
+            "speeds": [speed] if number == 4 else [],
+        }
         here = f"GET /v1/models/pets/versions/{number}"
         row = {
             "id": f"evl_{number}",
@@ -123,9 +129,12 @@ def test_compare_prints_both_accuracies_the_test_and_the_classes(two_versions, r
     assert "4 of zoo@1, test" in done.stdout
     assert "1.0000  (+0.5000)" in done.stdout
     assert "p = 0.5 (exact): the difference may well be chance" in done.stdout
+    told = "speed of pets@4  1,240 images/s, the network alone –, on H200 (12,000 images)"
+    assert told in done.stdout
     body = json.loads(run("models", "compare", "pets@3", "pets@4", "--json").stdout)
     assert body["jobs"] == ["job_3", "job_4"]
     assert body["mcnemar"]["only_second_right"] == 2
+    assert [len(each) for each in body["speeds"]] == [0, 1]
     assert [each["name"] for each in body["per_class"]] == ["cat", "dog"]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from app.errors import DarkroomError, ItemError
 from app.points import reach
 from worker.pipeline.decode import DecodePool
+from worker.pipeline.device import DeviceWatch
 from worker.pipeline.ranking import Ranked, rank_logits
 from worker.pipeline.stream import DecodedItem, DecodedStream
 from worker.pipeline.timing import Stopwatch
@@ -67,7 +68,7 @@ def run_chunk(
     """
     results: list[ItemResult] = []
     stopped = False
-    wall, forward = Stopwatch(), Stopwatch()
+    wall, forward = Stopwatch(), DeviceWatch(recogniser.device)
     stream = DecodedStream(
         items,
         store=store,
@@ -102,7 +103,7 @@ def _recognise(
     batch: list[DecodedItem],
     recogniser: Recogniser,
     options: PredictOptions,
-    forward: Stopwatch,
+    forward: DeviceWatch,
     on_logits: LogitsSink | None,
 ) -> list[ItemResult]:
     """Results of one ImageBatch and of the failed items between its images."""

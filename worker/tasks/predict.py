@@ -12,13 +12,14 @@ from app.jobs.claim import Lease, faults_so_far, release_chunk
 from app.jobs.item_rows import ItemRow
 from app.jobs.items import JobItem, unpack_items
 from app.jobs.record import record_chunk, record_prefix, record_stopped
+from app.jobs.speeds import ChunkSpeed
 from app.jobs.states import ItemState, JobKind
 from app.log import get_logger
 from app.models.rights import Answers, blur
 from app.models.shared import SharedVersion, require_answers
 from worker.heartbeat import HeldLease
 from worker.pipeline.run import run_chunk
-from worker.pipeline.values import ItemRef, ItemResult, PredictOptions
+from worker.pipeline.values import ChunkOutcome, ItemRef, ItemResult, PredictOptions
 from worker.process import WorkerProcess
 from worker.tasks.allowed import put_between, refuse_items
 from worker.tasks.door import let_go, retry_delay, tries
@@ -42,23 +43,24 @@ def predict_chunk(process: WorkerProcess, held: HeldLease) -> None:
     keeper = keeper_of(lease, shared)
     recogniser = warm_recogniser(process, lease.tenant_id, lease.model_version_id, shared)
     fitted_before = recogniser.fitting_images
-    outcome = run_chunk(
-        [
-            ItemRef(lease.lo + index, item.bucket, item.key, item.offset, item.length)
-            for index, item in enumerate(items)
-            if index not in refused
-        ],
-        store=process.store,
-        decoder=process.decoder,
-        recogniser=recogniser,
-        # What is shown is chosen from the exact scores, all of them.
-        options=options if shared is None else replace(options, threshold=0.0),
-        image_batch_size=process.settings.image_batch_size,
-        should_stop=held.should_stop,
-        on_progress=held.report,
-        on_fetched=held.move,
-        on_logits=None if keeper is None else keeper.add,
-    )
+    with process.time.share() as busy:
+        outcome = run_chunk(
+            [
+                ItemRef(lease.lo + index, item.bucket, item.key, item.offset, item.length)
+                for index, item in enumerate(items)
+                if index not in refused
+            ],
+            store=process.store,
+            decoder=process.decoder,
+            recogniser=recogniser,
+            # What is shown is chosen from the exact scores, all of them.
+            options=options if shared is None else replace(options, threshold=0.0),
+            image_batch_size=process.settings.image_batch_size,
+            should_stop=held.should_stop,
+            on_progress=held.report,
+            on_fetched=held.move,
+            on_logits=None if keeper is None else keeper.add,
+        )
     if recogniser.fitting_images != fitted_before:
         log.warning(
             "image_batch_reduced",
@@ -101,7 +103,17 @@ def predict_chunk(process: WorkerProcess, held: HeldLease) -> None:
             record = record_stopped if held.cancelled.is_set() else record_prefix
             record(session, lease, rows)
         elif away is None or not _gives_back_unread(session, lease, rows[:away], most):
-            record_chunk(session, lease, rows)
+            record_chunk(session, lease, rows, speed=_speed(process, lease, outcome, busy.seconds))
+
+
+def _speed(
+    process: WorkerProcess, lease: Lease, outcome: ChunkOutcome, busy_seconds: float
+) -> ChunkSpeed | None:
+    """How fast the chunk's images were answered; another tenant's version keeps no speed."""
+    images = sum(result.error is None for result in outcome.results)
+    if lease.is_shared or not images:
+        return None
+    return ChunkSpeed(process.device_name, images, outcome.seconds.forward, busy_seconds)
 
 
 def _options_of(lease: Lease) -> PredictOptions:

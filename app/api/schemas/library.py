@@ -188,6 +188,17 @@ class ModelPage(PageAnswer):
     data: list[ModelAnswer]
 
 
+class SpeedAnswer(Answer):
+    """How fast a version was on one kind of device, in the `predict` and `evaluate` jobs it ran."""
+
+    device: str = Field(description="Its name, threads and precision.")
+    images_per_second: float | None = Field(
+        description="Of one worker while it was busy: reading, decoding and the network together."
+    )
+    forward_images_per_second: float | None = Field(description="Of the network alone.")
+    images: int = Field(description="How many images these are measured on.")
+
+
 class ModelVersionAnswer(Answer):
     """Immutable weights with their preprocessing, classes and lineage."""
 
@@ -206,6 +217,9 @@ class ModelVersionAnswer(Answer):
     parameter_count: int | None
     macs: int | None = Field(description="Multiply-accumulate operations for one image.")
     scores: dict[str, Any] | None
+    speeds: list[SpeedAnswer] = Field(
+        description="The device with most images first; empty where it answered none yet."
+    )
     #: The temperature that the last evaluation fitted, and on what.
     calibration: dict[str, Any] | None
     lineage: dict[str, Any]
