@@ -151,6 +151,8 @@ class Labels:
 
     def _drop_shared(self, survey: Survey) -> None:
         """Forget the base names that two members share: they name neither."""
+        if not self._by_base:
+            return
         shared = _repeated(survey)
         for base in [base for base in self._by_base if hash(base) in shared]:
             del self._by_base[base]

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 #: A small archive may expand as it likes: up to this it cannot hurt.
 RATIO_FREE_BYTES = 64 * 1024 * 1024
+#: A member as its header tells, its content not read yet: kind, name, size in bytes, why it is not
+#: read at all, and a place that is the reader's own. A plain tuple: of an archive that lists a
+#: million, the making of objects would be a tenth of the work.
+Entry = tuple[Kind, str, int, Refusal | None, int]
 _WORDS = {"archive_truncated": "cut short", "archive_inconsistent": "inconsistent"}
 
 
@@ -59,19 +63,6 @@ class ArchiveLimits:
                 f"more, over {self.max_ratio} times as much",
                 code="archive_bomb",
             )
-
-
-class Entry(NamedTuple):
-    """A member as its header tells, its content not read yet.
-
-    ``refusal`` is why it is not read at all; ``place`` is the reader's own.
-    """
-
-    kind: Kind
-    name: str
-    size: int
-    refusal: Refusal | None
-    place: int
 
 
 class Member(NamedTuple):

@@ -23,6 +23,11 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\
 _DRIVE = re.compile("[A-Za-z]:")
 #: Names that Windows keeps for devices, in any folder, with any extension.
 _RESERVED = re.compile(r"(?:^|/)(?:con|prn|aux|nul|com[1-9]|lpt[1-9]) *(?:\.[^/]*)?(?:/|$)", re.I)
+#: Nearly every name that people give: nothing in it to clean, to skip or to refuse, which one look
+#: tells where the whole judgement takes nine, and an archive may list a million names.
+_PLAIN_PART = r"(?!con|prn|aux|nul|com|lpt|labels|thumbs|desktop|icon)[a-z0-9][\w .()+-]*"
+_PLAIN = re.compile(f"{_PLAIN_PART}(?:/{_PLAIN_PART})*", re.ASCII | re.IGNORECASE)
+_LONGEST_PLAIN = 255
 
 
 class Kind(enum.Enum):
@@ -77,8 +82,13 @@ def judge_name(raw: bytes, text: str | None) -> tuple[Kind, str, Refusal | None]
 
     ``text`` is the decoded name; None where ``raw`` cannot be decoded.
     """
-    shown = raw.decode(errors="replace") if text is None else text
-    name = clean_name(shown)
+    if text is not None and len(text) <= _LONGEST_PLAIN and _PLAIN.fullmatch(text):
+        return Kind.ITEM, text, None
+    return _judge_closely(raw, text)
+
+
+def _judge_closely(raw: bytes, text: str | None) -> tuple[Kind, str, Refusal | None]:
+    name = clean_name(raw.decode(errors="replace") if text is None else text)
     folder, _, base = name.rpartition("/")
     if not base:
         return Kind.SKIPPED, name, None

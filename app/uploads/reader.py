@@ -35,25 +35,18 @@ class Survey:
     item_count: int = 0
     #: Items that would be read and have no bytes.
     empty_count: int = 0
-    total_bytes: int = 0
     label_files: list[tuple[str, bytes]] = field(default_factory=list)
     common_folder: str | None = None
     base_hashes: array[int] = field(default_factory=lambda: array("q"))
 
-    def add_item(self, entry: Entry) -> None:
-        """Take one item into account."""
+    def add_item(self, name: str) -> None:
+        """Take the name of one item into account."""
         self.item_count += 1
-        self.total_bytes += entry.size
-        if entry.size == 0 and entry.refusal is None:
-            self.empty_count += 1
-        folder, _, base = entry.name.rpartition("/")
+        folder, _, base = name.rpartition("/")
         self.base_hashes.append(hash(base))
-        if folder == self.common_folder:
-            return
-        if self.common_folder is None:
-            self.common_folder = folder
-        else:
-            self.common_folder = _shared(self.common_folder, folder)
+        if folder != self.common_folder:
+            known = self.common_folder
+            self.common_folder = folder if known is None else _shared(known, folder)
 
 
 class Archive(ABC):
@@ -81,17 +74,21 @@ class Archive(ABC):
         self._records = RecordFiles(self._limits)
         left = _MAX_LABELS_BYTES
         for entry in self._entries():
-            if _holds_records(entry):
-                self._records.add(entry.name, self._record_bytes(entry))
-            elif entry.kind is Kind.ITEM:
-                survey.add_item(entry)
-            elif entry.kind is Kind.LABELS:
-                if entry.refusal is not None:
-                    raise _no_labels(f"{entry.name} is refused: {entry.refusal.detail}")
-                left -= entry.size
+            kind, name, size, refusal, _ = entry
+            if kind is Kind.ITEM:
+                if _holds_records(name, size):
+                    self._records.add(name, self._record_bytes(entry))
+                    continue
+                if not size and refusal is None:
+                    survey.empty_count += 1
+                survey.add_item(name)
+            elif kind is Kind.LABELS:
+                if refusal is not None:
+                    raise _no_labels(f"{name} is refused: {refusal.detail}")
+                left -= size
                 if left < 0:
                     raise too_large(f"its labels have over {_MAX_LABELS_BYTES} bytes")
-                survey.label_files.append((entry.name, self._labels(entry)))
+                survey.label_files.append((name, self._labels(entry)))
         survey.item_count += self._records.finish()
         self._limits.check_entries(survey.item_count)
         return survey
@@ -109,7 +106,9 @@ class Archive(ABC):
         largest = self._limits.max_member_bytes
         for entry in self._entries():
             kind, name, size, refusal, _ = entry
-            if _holds_records(entry):
+            if kind is not Kind.ITEM:
+                continue
+            if _holds_records(name, size):
                 count = self._records.count_of(name)
                 if count and start < ordinal + count:
                     content = self._record_bytes(entry)
@@ -120,8 +119,6 @@ class Archive(ABC):
                         length = len(record.content)
                         yield Member(at, record.name, length, record.content, None, own)
                 ordinal += count
-                continue
-            if kind is not Kind.ITEM:
                 continue
             if ordinal >= start:
                 if refusal is not None:
@@ -150,12 +147,11 @@ class Archive(ABC):
 
     def _record_bytes(self, entry: Entry) -> bytes:
         """The content of a file of records, which is refused as the whole or not at all."""
-        if entry.refusal is not None:
-            raise InvalidInputError(
-                f"{entry.name} is refused: {entry.refusal.detail}", code="records_invalid"
-            )
-        if entry.size > MAX_FILE_BYTES:
-            raise too_large(f"{entry.name} has more than {MAX_FILE_BYTES} bytes")
+        _, name, size, refusal, _ = entry
+        if refusal is not None:
+            raise InvalidInputError(f"{name} is refused: {refusal.detail}", code="records_invalid")
+        if size > MAX_FILE_BYTES:
+            raise too_large(f"{name} has more than {MAX_FILE_BYTES} bytes")
         try:
             return self._content(entry)
         except ItemError as error:
@@ -175,12 +171,8 @@ class Archive(ABC):
         """
 
 
-def _holds_records(entry: Entry) -> bool:
-    return (
-        entry.kind is Kind.ITEM
-        and entry.name.endswith(RECORD_ENDS)
-        and are_records(entry.name.rpartition("/")[2], entry.size)
-    )
+def _holds_records(name: str, size: int) -> bool:
+    return name.endswith(RECORD_ENDS) and are_records(name.rpartition("/")[2], size)
 
 
 def _no_labels(detail: str) -> InvalidInputError:

@@ -7,9 +7,10 @@ pax, GNU long names, and the old v7.
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple, NoReturn
+from typing import BinaryIO, NoReturn
 
 from app.errors import InvalidInputError
 from app.uploads.gunzip import Gunzip, GzipError
@@ -19,15 +20,21 @@ from app.uploads.reader import Archive
 
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
+#: What is read of a header: name, size, checksum, type, magic, prefix.
+_FIELDS = struct.Struct("100s24x12s12x8sB100x6s82x155s12x")
 _SKIP_BYTES = 1024 * 1024
 #: Extended headers hold a path and some times; nothing honest comes near.
 _MAX_EXTENDED_BYTES = 1024 * 1024
 _MAX_EXTENDED_RECORDS = 1000
 _REGULAR = b"0\x007"
-_DIRECTORY, _LONG_NAME, _LONG_LINK = ord("5"), ord("L"), ord("K")
+_LONG_NAME, _LONG_LINK = ord("L"), ord("K")
 _PAX, _PAX_SOLARIS, _PAX_GLOBAL = ord("x"), ord("X"), ord("g")
+#: A directory, and the label of a volume.
+_NO_FILE = b"5V"
+#: Types that say something of the member that follows.
+_EXTENDED = frozenset((_LONG_NAME, _LONG_LINK, _PAX, _PAX_SOLARIS, _PAX_GLOBAL))
 #: Types that never have content, whatever their size field says.
-_BODYLESS = b"12346"
+_BODYLESS = b"123456"
 _SPARSE = ord("S")
 _LINK = Refusal("member_link", "it is a link")
 _DEVICE = Refusal("member_special", "it is a device")
@@ -42,14 +49,6 @@ _REFUSALS = {
 _IRREGULAR = Refusal("member_special", "it is no regular file")
 #: Where GNU's old sparse header, and each block that goes on with it, say that one more follows.
 _SPARSE_MORE, _SPARSE_MORE_AGAIN = 482, 504
-
-
-class _Header(NamedTuple):
-    kind: int
-    name: bytes
-    size: int
-    #: Further blocks of a sparse map lie between the header and the content.
-    has_map: bool
 
 
 class TarArchive(Archive):
@@ -71,8 +70,8 @@ class TarArchive(Archive):
     def _entries(self) -> Iterator[Entry]:
         self._rewind()
         entries = 0
-        name: bytes | None = None
-        size: int | None = None
+        long_name: bytes | None = None
+        long_size: int | None = None
         sparse = False
         while True:
             start = self._offset
@@ -85,66 +84,61 @@ class TarArchive(Archive):
             if block == _ZEROS:
                 self._finish()
                 return
-            header = _parse(block, start)
+            kind, name, size, has_map = _parse(block, start)
             entries += 1
             self._limits.check_entries(entries)
-            if header.kind in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_SOLARIS, _PAX_GLOBAL):
-                body = self._extended(header, start)
-                if header.kind == _LONG_NAME:
-                    name = body.rstrip(b"\x00")
-                elif header.kind in (_PAX, _PAX_SOLARIS):
+            if kind in _EXTENDED:
+                body = self._extended(size, start)
+                if kind == _LONG_NAME:
+                    long_name = body.rstrip(b"\x00")
+                elif kind in (_PAX, _PAX_SOLARIS):
                     records = _parse_pax(body, start)
-                    name = records.get(b"path", name)
+                    long_name = records.get(b"path", long_name)
                     sparse = any(key.startswith(b"GNU.sparse.") for key in records)
                     if b"size" in records:
-                        size = _decimal(records[b"size"], start)
+                        long_size = _decimal(records[b"size"], start)
                 continue
-            if header.has_map:
+            if has_map:
                 self._pass_map()
-            yield self._begin(header, name, size, sparse=sparse, start=start)
-            self._skip(self._left + self._padding)
+            if long_name is not None:
+                name = long_name
+            if long_size is not None:
+                size = long_size
+            yield self._begin(kind, name, size, sparse, start)
+            if self._left or self._padding:
+                self._skip(self._left + self._padding)
             self._member = None
-            name, size, sparse = None, None, False
+            long_name, long_size, sparse = None, None, False
 
-    def _begin(
-        self,
-        header: _Header,
-        long_name: bytes | None,
-        long_size: int | None,
-        *,
-        sparse: bool,
-        start: int,
-    ) -> Entry:
-        raw = header.name if long_name is None else long_name
-        size = header.size if long_size is None else long_size
-        bodyless = header.kind in _BODYLESS or header.kind == _DIRECTORY
-        self._left = 0 if bodyless else size
+    def _begin(self, typeflag: int, raw: bytes, size: int, sparse: bool, start: int) -> Entry:
+        self._left = 0 if typeflag in _BODYLESS else size
         self._padding = -self._left % _BLOCK
         try:
             text = raw.decode()
         except UnicodeDecodeError:
             text = None
         kind, name, refusal = judge_name(raw, text)
-        if header.kind == _DIRECTORY or not name or header.kind == ord("V"):
+        if typeflag in _NO_FILE or not name:
             kind, refusal = Kind.SKIPPED, None
         elif kind is not Kind.SKIPPED and refusal is None:
             if sparse:
                 refusal = _REFUSALS[_SPARSE]
-            elif header.kind not in _REGULAR:
-                refusal = _REFUSALS.get(header.kind, _IRREGULAR)
+            elif typeflag not in _REGULAR:
+                refusal = _REFUSALS.get(typeflag, _IRREGULAR)
         self._member = name
-        return Entry(kind, name, self._left, refusal, start)
+        return kind, name, self._left, refusal, start
 
     def _content(self, entry: Entry) -> bytes:
-        content = self._take(entry.size, "the content")
+        _, _, size, _, _ = entry
+        content = self._take(size, "the content")
         self._left = 0
         return content
 
-    def _extended(self, header: _Header, start: int) -> bytes:
-        if header.size > _MAX_EXTENDED_BYTES:
-            broken(f"an extended header claims {header.size} bytes", start)
-        body = self._take(header.size, "an extended header")
-        self._skip(-header.size % _BLOCK)
+    def _extended(self, size: int, start: int) -> bytes:
+        if size > _MAX_EXTENDED_BYTES:
+            broken(f"an extended header claims {size} bytes", start)
+        body = self._take(size, "an extended header")
+        self._skip(-size % _BLOCK)
         return body
 
     def _pass_map(self) -> None:
@@ -161,7 +155,7 @@ class TarArchive(Archive):
 
     def _take(self, count: int, what: str) -> bytes:
         """Exactly ``count`` bytes of the tar, or ``archive_broken``."""
-        data = self._read(count)
+        data = self._unzip(count) if self._gzipped else self._file.read(count)
         self._offset += len(data)
         if len(data) < count:
             self._break(f"it ends in {what}", code="archive_truncated")
@@ -178,9 +172,7 @@ class TarArchive(Archive):
         while count > 0:
             count -= len(self._take(min(count, _SKIP_BYTES), "the content"))
 
-    def _read(self, count: int) -> bytes:
-        if not self._gzipped:
-            return self._file.read(count)
+    def _unzip(self, count: int) -> bytes:
         try:
             data = self._gunzip.read(count)
         except GzipError as error:
@@ -191,7 +183,7 @@ class TarArchive(Archive):
     def _finish(self) -> None:
         """Read on a little past the end mark, so that gzip compares its checksum."""
         if self._gzipped:
-            self._offset += len(self._read(_SKIP_BYTES))
+            self._offset += len(self._unzip(_SKIP_BYTES))
 
     def _break(self, detail: str, *, code: str) -> NoReturn:
         where = ""
@@ -204,52 +196,51 @@ def is_tar(head: bytes) -> bool:
     """Whether these 512 bytes are the first header of a tar, or the end mark of an empty one."""
     if len(head) < _BLOCK:
         return False
-    return head[257:262] == b"ustar" or head == _ZEROS or _checksum_fits(head)
+    return head[257:262] == b"ustar" or head == _ZEROS or _checksum_fits(head, head[148:156])
 
 
-def _checksum_fits(block: bytes) -> bool:
+def _checksum_fits(block: bytes, field: bytes) -> bool:
     try:
-        claimed = _octal(block[148:156])
+        claimed = _octal(field)
     except ValueError:
         return False
-    # The sum is taken with the checksum's own field as eight spaces. An Adler sum is one more in
-    # its low half, modulo 65521, and twenty times as quick as adding bytes in Python.
-    found = zlib.adler32(block[:148] + b" " * 8 + block[156:]) & 0xFFFF
-    return (claimed + 1) % 65521 == found
+    # The sum is taken with the checksum's own field as eight spaces. An Adler sum has it in its low
+    # half, plus one, modulo 65521, and is twenty times as quick as adding bytes in Python.
+    found = (zlib.adler32(block) & 0xFFFF) - (zlib.adler32(field) & 0xFFFF) + 8 * 0x20
+    return (found - claimed) % 65521 == 0
 
 
-def _parse(block: bytes, start: int) -> _Header:
-    if not _checksum_fits(block):
+def _parse(block: bytes, start: int) -> tuple[int, bytes, int, bool]:
+    """Type, name and size of a member, and whether further blocks of a sparse map come first."""
+    name, size_field, checksum, kind, magic, prefix = _FIELDS.unpack(block)
+    if not _checksum_fits(block, checksum):
         broken("there is no header where one must begin", start)
     try:
-        size = _number(block[124:136])
+        size = _octal(size_field) if size_field[0] < 0x80 else _binary(size_field)
     except ValueError:
         broken("a header's size is no number", start)
     if not 0 <= size < 1 << 62:
         broken(f"a header claims {size} bytes", start)
-    name = block[:100].partition(b"\x00")[0]
+    name = name.partition(b"\x00")[0]
     # GNU's own magic ends in two spaces and uses the prefix field for times.
-    if block[257:263] == b"ustar\x00":
-        prefix = block[345:500].partition(b"\x00")[0]
-        if prefix:
-            name = prefix + b"/" + name
-    kind = block[156]
-    return _Header(kind, name, size, kind == _SPARSE and block[_SPARSE_MORE] != 0)
+    if magic == b"ustar\x00" and prefix[0]:
+        name = prefix.partition(b"\x00")[0] + b"/" + name
+    return kind, name, size, kind == _SPARSE and block[_SPARSE_MORE] != 0
 
 
-def _number(raw: bytes) -> int:
-    """A number of a header: octal digits, or GNU's base 256 behind a set top bit."""
-    if raw[0] & 0x80:
-        value = int.from_bytes(raw, "big", signed=True)
-        return value + (1 << (8 * len(raw) - 1)) if raw[0] == 0x80 else value
-    return _octal(raw)
+def _binary(raw: bytes) -> int:
+    """A number that octal digits have no room for: GNU's base 256 behind a set top bit."""
+    value = int.from_bytes(raw, "big", signed=True)
+    return value + (1 << (8 * len(raw) - 1)) if raw[0] == 0x80 else value
 
 
 def _octal(raw: bytes) -> int:
     digits = raw.partition(b"\x00")[0].strip(b" ")
-    if digits.strip(b"01234567"):
+    if digits.isdigit():
+        return int(digits, 8)
+    if digits:
         raise ValueError("not octal")
-    return int(digits or b"0", 8)
+    return 0
 
 
 def _parse_pax(body: bytes, start: int) -> dict[bytes, bytes]:

@@ -11,11 +11,16 @@ from app.errors import ItemError
 from app.uploads.members import ArchiveLimits, Entry, broken, inconsistent
 from app.uploads.names import Kind, Refusal
 from app.uploads.reader import Archive
-from app.uploads.zip_directory import FLAG_ENCRYPTED, Header, ZipDirectory, refuse_overlap
+from app.uploads.zip_directory import (
+    FLAG_ENCRYPTED,
+    Header,
+    ZipDirectory,
+    judge_raw_name,
+    refuse_overlap,
+)
 from app.uploads.zip_end import LOCAL, LOCAL_MAGIC
 
 _STORED, _DEFLATED = 0, 8
-_UNIX = 3
 
 
 class ZipArchive(Archive):
@@ -26,48 +31,44 @@ class ZipArchive(Archive):
     def __init__(self, file: BinaryIO, size: int, limits: ArchiveLimits) -> None:
         super().__init__(file, size, limits)
         self._directory = ZipDirectory(file, size, limits)
-        self._header: Header | None = None
 
     def _entries(self) -> Iterator[Entry]:
         for number in range(len(self._directory)):
-            header = self._header = self._directory.header(number)
-            kind, name, refusal = header.judge_name()
-            if kind is not Kind.SKIPPED:
-                refusal = refusal or _refusal(header)
-            yield Entry(kind, name, header.size, refusal, number)
+            raw_name, size, flags, method, mode = self._directory.brief(number)
+            kind, name, refusal = judge_raw_name(raw_name, flags)
+            if refusal is None and kind is not Kind.SKIPPED:
+                refusal = _refusal(flags, method, mode)
+            yield kind, name, size, refusal, number
 
     def _content(self, entry: Entry) -> bytes:
-        header = self._header
-        if header is None:
-            raise AssertionError("content is read of the entry that was yielded last")
-        packed, start = self._packed(entry, header)
+        _, name, _, _, number = entry
+        header = self._directory.header(number)
+        packed, start = self._packed(header, name, self._directory.limit(number))
         if header.method == _DEFLATED:
-            content = _inflate(packed, header, entry, start)
+            content = _inflate(packed, header, name, start)
         else:
             content = bytes(packed)
         if len(content) != header.size:
             found = len(content) if len(content) < header.size else f"more than {header.size}"
-            _damaged(f"it has {found} bytes, not {header.size}", start, entry)
+            _damaged(f"it has {found} bytes, not {header.size}", start, name)
         if zlib.crc32(content) != header.crc:
-            _damaged("its checksum does not match its content", start, entry)
+            _damaged("its checksum does not match its content", start, name)
         return content
 
-    def _packed(self, entry: Entry, header: Header) -> tuple[memoryview, int]:
-        """The packed bytes of a member and their offset."""
+    def _packed(self, header: Header, name: str, limit: int) -> tuple[memoryview, int]:
+        """The packed bytes of a member, which lie before ``limit``, and their offset."""
         size, packed_bytes = header.size, header.packed_bytes
         # Deflate never makes much more of what it cannot shorten; more would only cost memory.
         if packed_bytes > (size if header.method == _STORED else size + size // 4 + 1024):
-            inconsistent(
-                f"{packed_bytes} packed bytes cannot be {size} bytes", header.offset, entry.name
-            )
+            inconsistent(f"{packed_bytes} packed bytes cannot be {size} bytes", header.offset, name)
         file = self._file
         file.seek(header.offset)
         local = file.read(LOCAL.size)
         if len(local) < LOCAL.size or not local.startswith(LOCAL_MAGIC):
-            inconsistent("there is no member where the directory says", header.offset, entry.name)
+            inconsistent("there is no member where the directory says", header.offset, name)
         _, _, flags, method, _, _, _, _, _, name_bytes, extra_bytes = LOCAL.unpack(local)
         start = header.offset + LOCAL.size + name_bytes + extra_bytes
-        if start + packed_bytes > self._directory.limit(entry.place):
+        if start + packed_bytes > limit:
             refuse_overlap(header)
         block = file.read(name_bytes + extra_bytes + packed_bytes)
         if (
@@ -75,47 +76,46 @@ class ZipArchive(Archive):
             or method != header.method
             or (flags ^ header.flags) & FLAG_ENCRYPTED
         ):
-            inconsistent("its own header and the directory disagree", header.offset, entry.name)
+            inconsistent("its own header and the directory disagree", header.offset, name)
         # Not copied: the bytes of the largest member are held twice at most.
         packed = memoryview(block)[name_bytes + extra_bytes :]
         if len(packed) < packed_bytes:
-            broken("it ends early", start + len(packed), entry.name, code="archive_truncated")
+            broken("it ends early", start + len(packed), name, code="archive_truncated")
         return packed, start
 
 
-def _inflate(packed: memoryview, header: Header, entry: Entry, start: int) -> bytes:
+def _inflate(packed: memoryview, header: Header, name: str, start: int) -> bytes:
     """The content, never more than one byte over what the directory says."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         content = inflater.decompress(packed, header.size + 1)
     except zlib.error as error:
-        _damaged(f"its compression is damaged ({error})", start, entry)
+        _damaged(f"its compression is damaged ({error})", start, name)
     if len(content) <= header.size and not inflater.eof:
-        _damaged("its compressed data ends early", start, entry)
+        _damaged("its compressed data ends early", start, name)
     return content
 
 
-def _damaged(detail: str, start: int, entry: Entry) -> NoReturn:
+def _damaged(detail: str, start: int, name: str) -> NoReturn:
     """Raise ``member_damaged``: the directory still says where every other member lies."""
     raise ItemError(
-        f"{entry.name} is damaged, its data begins at byte {start} of the archive: {detail}",
+        f"{name} is damaged, its data begins at byte {start} of the archive: {detail}",
         code="member_damaged",
     )
 
 
-def _refusal(header: Header) -> Refusal | None:
+def _refusal(flags: int, method: int, mode: int) -> Refusal | None:
     """Why this member is not read, by its header alone."""
-    if header.flags & FLAG_ENCRYPTED:
+    if flags & FLAG_ENCRYPTED:
         return Refusal("member_encrypted", "it is encrypted")
-    if header.method not in (_STORED, _DEFLATED):
+    if method not in (_STORED, _DEFLATED):
         return Refusal(
             "member_method_unsupported",
-            f"its compression method {header.method} is not supported, use deflate or none",
+            f"its compression method {method} is not supported, use deflate or none",
         )
-    if header.system == _UNIX:
-        kind = stat.S_IFMT(header.attributes >> 16)
-        if kind == stat.S_IFLNK:
-            return Refusal("member_link", "it is a link")
-        if kind not in (0, stat.S_IFREG):
-            return Refusal("member_special", "it is no regular file")
+    kind = stat.S_IFMT(mode)
+    if kind == stat.S_IFLNK:
+        return Refusal("member_link", "it is a link")
+    if kind not in (0, stat.S_IFREG):
+        return Refusal("member_special", "it is no regular file")
     return None
