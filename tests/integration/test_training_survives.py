@@ -148,7 +148,7 @@ def test_training_killed_mid_epoch_and_mid_checkpoint_ends_with_the_same_numbers
 
     undisturbed = outcome(service, database, tenant_id, submit(database, tenant_id, dataset))
     assert ended == undisturbed
-    assert len(ended["metrics"]) == 5 * RECIPE.epochs
+    assert len(ended["metrics"]) == 6 * RECIPE.epochs
 
 
 def resumed_at(worker: WorkerHandle) -> tuple[int, int]:
