@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from app.cli.connect import JsonFlag, connect
-from app.cli.console import answer, print_json, print_table
-from app.cli.words import ago_text
+from app.cli.console import answer, note, print_json, print_table
+from app.cli.follow import follow
+from app.cli.words import ago_text, pairs_text
 from app.models.states import GateMetric
 
 if TYPE_CHECKING:
     from app.client import Darkroom
+    from app.client.values import Job
 
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="Name of the model.", show_default=False)
@@ -46,6 +48,10 @@ def promote(
     margin: Margin = 0.0,
     minimum: Minimum = None,
     dataset: OnDataset = None,
+    evaluate: Annotated[
+        bool,
+        typer.Option("--evaluate", help="Evaluate both on the same images first, if need be."),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Point an alias at a version, if it is good enough.
@@ -54,6 +60,13 @@ def promote(
     on. A gate of the alias decides; without one, --metric and what follows it.
     """
     with connect(context) as darkroom:
+
+        def wait(job: Job) -> Job:
+            if not as_json:
+                version = job.model_version.reference if job.model_version else ""
+                note(f"evaluating {version} on {pairs_text(job.input)}: job {job.id}")
+            return follow(darkroom, job.id, quiet=as_json)
+
         name, number = find_version(darkroom, reference)
         moved = darkroom.catalogue.promote(
             name,
@@ -63,6 +76,8 @@ def promote(
             margin=margin,
             minimum=minimum,
             dataset=dataset,
+            evaluate=evaluate,
+            wait=wait,
         )
     reason = (moved.verdict or {}).get("reason", "")
     answer(moved.raw, f"{name}@{alias} is now {name}@{number}: {reason}", as_json=as_json)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from app.client.comparison import Comparison, compare_results
 from app.client.errors import ApiError
 from app.client.jobs import Jobs
+from app.client.promotion import submit_missing
 from app.client.transport import Transport, road
-from app.client.values import Alias, AliasMove, Evaluation, ModelVersion
+from app.client.values import Alias, AliasMove, Evaluation, Job, ModelVersion
 
 
 class Catalogue:
@@ -55,25 +56,38 @@ class Catalogue:
         margin: float = 0.0,
         minimum: float | None = None,
         dataset: str | None = None,
+        evaluate: bool = False,
+        wait: Callable[[Job], Job] | None = None,
     ) -> Alias:
         """Point an alias at a version that is good enough.
 
-        ``metric`` and what follows count only where no gate stands before the alias.
+        ``metric`` and what follows count only where no gate stands before the alias. With
+        ``evaluate`` the version and the one in place are evaluated first on the same images, where
+        they were not; ``wait`` gets each of these jobs and returns it once it is over.
 
         Raises:
             ApiError: ``gate_not_passed``, ``evaluation_missing`` or ``gate_missing``.
         """
-        body: dict[str, Any] = {"version": number}
-        if metric is not None:
-            body["gate"] = {
-                "metric": metric,
-                "margin": margin,
-                "minimum": minimum,
-                "dataset": dataset,
-            }
-        return Alias.from_dict(
-            self._call("POST", "models", model, "aliases", alias, "promote", json=body)
-        )
+        rule = {"metric": metric, "margin": margin, "minimum": minimum, "dataset": dataset}
+        body = {"version": number} | ({} if metric is None else {"gate": rule})
+        where = ("POST", "models", model, "aliases", alias, "promote")
+        try:
+            return Alias.from_dict(self._call(*where, json=body))
+        except ApiError as error:
+            if not evaluate or error.code != "evaluation_missing":
+                raise
+            jobs = submit_missing(self, self._transport, model, number, alias=alias, rule=rule)
+            if not jobs:
+                raise
+        for job in jobs:
+            ended = wait(job) if wait is not None else Jobs(self._transport).wait(job.id)
+            if ended.state not in ("succeeded", "partially_succeeded"):
+                raise ApiError(
+                    f"the evaluation {job.id} ended {ended.state}, so nothing was promoted",
+                    code="evaluation_missing",
+                    status=409,
+                )
+        return Alias.from_dict(self._call(*where, json=body))
 
     def roll_back(self, model: str, alias: str = "production") -> AliasMove:
         """Point an alias at the version that it pointed to before."""

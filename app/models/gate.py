@@ -208,7 +208,8 @@ def _not_evaluated(rule: GateRule, incumbent: ModelVersion | None) -> str:
     both = "it and the version in place were not evaluated on the same images of"
     return (
         f"{'it was not evaluated on' if incumbent is None else both} {where}: evaluate "
-        f"{'it' if incumbent is None else 'both'} on one dataset version first"
+        f"{'it' if incumbent is None else 'both'} on one dataset version first; `darkroom models "
+        "promote` does so with --evaluate"
     )
 
 

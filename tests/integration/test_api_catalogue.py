@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from app.cli.connect import Service
 from app.cli.exits import Exit
 from app.cli.main import app as command_line
 from app.client import ApiError, Darkroom
+from app.client.values import Job
 from app.datasets.freeze import freeze_dataset
+from app.datasets.resolve import resolve_dataset
 from app.datasets.tables import Split
 from app.db.session import Database
 from app.jobs.states import JobKind
@@ -23,7 +26,7 @@ from app.models.promote import move_alias
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
 from tests.api_client import make_app, make_key
-from tests.factories import add_job, add_upload, add_version, entry, make_tenant
+from tests.factories import add_job, add_upload, add_version, entry
 
 URL = "http://darkroom.test"
 Run = Callable[..., Result]
@@ -35,9 +38,8 @@ def wsgi(settings: Settings, objects: ObjectStore) -> Any:
 
 
 @pytest.fixture
-def key(database: Database, settings: Settings) -> str:
+def key(database: Database, settings: Settings, tenant_id: str) -> str:
     """The admin key of a tenant with ``pets`` at 1 (production, 0.9) and 2 (0.92)."""
-    tenant_id = make_tenant(database)
     with database.tenant(tenant_id) as session:
         upload = add_upload(session, tenant_id, [entry(number) for number in range(4)])
         zoo = freeze_dataset(session, tenant_id, name="zoo", upload_id=upload.id)
@@ -109,6 +111,39 @@ def test_promotion_may_state_its_own_gate_where_the_alias_has_none(darkroom: Dar
     assert caught.value.code == "gate_missing"
     moved = darkroom.catalogue.promote("pets", 2, metric="accuracy", margin=0.02)
     assert (moved.version, moved.gate) == (2, None)
+
+
+def test_promotion_evaluates_what_was_not_yet(
+    darkroom: Darkroom, database: Database, tenant_id: str
+) -> None:
+    with database.tenant(tenant_id) as session:
+        third = add_version(session, tenant_id)
+        zoo = resolve_dataset(session, tenant_id, "zoo")
+    images = []
+
+    def wait(job: Job) -> Job:
+        """What a worker does with an evaluation."""
+        images.append((job.input["dataset"], job.input["split"]))
+        with database.tenant(tenant_id) as session:
+            record_evaluation(
+                session,
+                tenant_id,
+                version_id=third.id,
+                dataset_version_id=zoo.id,
+                split=Split.TEST,
+                job_id=job.id,
+                items=50,
+                scores={"accuracy": 0.95},
+            )
+        return replace(job, state="succeeded")
+
+    catalogue = darkroom.catalogue
+    catalogue.set_gate("pets", dataset="zoo")
+    with pytest.raises(ApiError, match="with --evaluate") as caught:
+        catalogue.promote("pets", 3)
+    assert caught.value.code == "evaluation_missing"
+    assert catalogue.promote("pets", 3, evaluate=True, wait=wait).version == 3
+    assert images == [(zoo.id, "test")]
 
 
 def test_client_takes_versions_out_of_use_and_back(darkroom: Darkroom) -> None:
