@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
+from urllib.parse import quote
 
 from flask import Response, g, request
 from sqlalchemy.orm import Session
@@ -18,6 +19,9 @@ from app.errors import DarkroomError, ForbiddenError
 from app.log import get_logger
 
 log = get_logger(__name__)
+
+#: The longest target that the log can be searched for.
+_TARGET_MAX_CHARACTERS = 200
 
 
 @dataclass(slots=True)
@@ -77,6 +81,23 @@ def record_apart(*, target: str, **details: Any) -> None:
         record(session, target=target, **details)
 
 
+def record_for_owner(tenant_id: str, *, target: str, **details: Any) -> None:
+    """Write into another tenant's log what this one does with what is that one's.
+
+    The actor is this tenant; its key, address and request are its own affair.
+    """
+    with parts().db.tenant(tenant_id) as session:
+        append_entry(
+            session,
+            parts().audit_key(),
+            tenant_id=tenant_id,
+            actor=principal().tenant_id,
+            action=cast(Action, _note().action),
+            target=target,
+            details=details,
+        )
+
+
 def skip_note() -> None:
     """Say that this request needs no entry: one of a moment ago tells of it."""
     _note().written = True
@@ -87,9 +108,12 @@ def record_denial(tenant_id: str, key_id: str, code: str, **details: Any) -> Non
 
     The refusal stands, whether it could be noted or not.
     """
-    where = f"{request.method} {request.url_rule.rule if request.url_rule else request.path}"
-    if not parts().repeats.is_news("denied", key_id, code, where):
+    # By the rule, so that nobody fills the log by asking for one id after the other.
+    rule = request.url_rule.rule if request.url_rule else request.path
+    if not parts().repeats.is_news("denied", key_id, code, f"{request.method} {rule}"):
         return
+    # Quoted: it may hold whatever a client sends, while the log is text.
+    where = f"{request.method} {quote(request.path)}"[:_TARGET_MAX_CHARACTERS]
     try:
         with parts().db.tenant(tenant_id) as session:
             append_entry(

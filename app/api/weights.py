@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 from flask import Response, request
 from werkzeug.http import dump_options_header
 
-from app.api.audit import note_denial, record_apart
+from app.api.audit import note_denial, record_apart, record_for_owner
 from app.api.parts import parts, principal
 from app.api.places import Places, take_download
 from app.api.replies import send
@@ -23,6 +24,7 @@ from app.models.rights import Right
 from app.models.shared import find_shared, not_granted
 from app.models.spec import ModelSpec
 from app.models.weights import StoredWeights, read_weights, stored_weights
+from app.tenants.names import name_of_tenant
 from app.tenants.scopes import Scope
 
 resource = Resource("weights", "Weights", "Models, to be used elsewhere.")
@@ -37,6 +39,9 @@ class _Exported:
     number: int
     spec: ModelSpec
     weights: StoredWeights
+    #: Whose it is, where it is another tenant's, and who takes it away then.
+    owner_id: str | None = None
+    taken_by: str | None = None
 
     @property
     def filename(self) -> str:
@@ -117,7 +122,8 @@ def _find(path: VersionPath, owner: str | None) -> _Exported:
         shared = find_shared(session, f"{name}@{path.number}")
         if not shared.may(Right.EXPORT):
             raise not_granted(shared, Right.EXPORT)
-    return _Exported(name, path.number, shared.spec, shared.weights)
+        taken_by = name_of_tenant(session, tenant_id)
+    return _Exported(name, path.number, shared.spec, shared.weights, shared.owner_id, taken_by)
 
 
 class _Pieces:
@@ -158,15 +164,18 @@ class _Pieces:
 
 
 def _note_export(found: _Exported, pieces: _Pieces) -> None:
-    """Audit the export before its first byte leaves."""
+    """Audit the export before its first byte leaves, for the model's owner as well."""
+    target = found.weights.version_id
+    details: dict[str, Any] = {
+        "number": found.number,
+        "size_bytes": found.weights.size_bytes,
+        "sha256": found.weights.sha256,
+    }
     try:
-        record_apart(
-            target=found.weights.version_id,
-            model=found.model,
-            number=found.number,
-            size_bytes=found.weights.size_bytes,
-            sha256=found.weights.sha256,
-        )
+        record_apart(target=target, model=found.model, **details)
+        if found.owner_id is not None:
+            details |= {"model": found.model.rpartition("/")[2], "tenant": found.taken_by}
+            record_for_owner(found.owner_id, target=target, **details)
     except BaseException:
         pieces.close()
         raise

@@ -140,8 +140,17 @@ def test_export_needs_the_scope_and_the_right(
         denied, _ = list_entries(session, guest.tenant_id, action="access.denied")
     assert [each.details["code"] for each in denied] == ["export_not_granted"] * 2
     assert {each.details["model"] for each in denied} == {f"{owner.name}/shapes"}
+    assert {each.target for each in denied} == {f"GET {WEIGHTS}", f"GET {SPEC}"}
     share(owner, guest, "export")
     assert guest.api("GET", WEIGHTS, query_string=theirs).data == plain
+    with database.tenant(owner.tenant_id) as session:
+        taken, _ = list_entries(session, owner.tenant_id, actor=guest.tenant_id)
+        version = get_version(session, owner.tenant_id, "shapes@1")
+    (entry,) = taken
+    assert (entry.action, entry.target) == ("weights.exported", version.id)
+    assert (entry.details["tenant"], entry.details["model"]) == (guest.name, "shapes")
+    # From where and by which key is the other tenant's own affair.
+    assert (entry.client_address, entry.request_id) == (None, None)
     assert guest.api("GET", SPEC, query_string=theirs).json["model"] == f"{owner.name}/shapes"
     every_other = [scope for scope in Scope if scope not in (Scope.EXPORTS, Scope.ADMIN)]
     narrow = Api(app, make_key(database, settings, guest.tenant_id, *every_other))

@@ -20,7 +20,7 @@ class AuditQuery(PageQuery):
         None, description="Only what was done to this: an id, or `model@alias`."
     )
     actor: Annotated[str, free_text(40)] | None = Field(
-        None, description="Only what this key (its id) did, or `operator`."
+        None, description="Only what this key or other tenant (its id) did, or `operator`."
     )
     since: Moment | None = Field(None, description="Only from this moment on.")
     until: Moment | None = Field(None, description="Only before this moment.")
@@ -31,7 +31,10 @@ class AuditAnswer(Answer):
 
     id: str
     at: datetime
-    actor: str = Field(description="A key's id, or `operator`: whoever runs the service.")
+    actor: str = Field(
+        description="A key's id; the id of another tenant, that used what is shared with it; or "
+        "`operator`: whoever runs the service."
+    )
     action: str = Field(description="Stable word for programs.")
     outcome: Literal["done", "denied"]
     target: str | None = Field(description="Id or name of what was acted on.")
