@@ -15,7 +15,7 @@ from app.models.states import GateMetric
 
 if TYPE_CHECKING:
     from app.client import Darkroom
-    from app.client.values import Job
+    from app.client.values import Alias, Job
 
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="Name of the model.", show_default=False)
@@ -68,6 +68,10 @@ def promote(
             return follow(darkroom, job.id, quiet=as_json)
 
         name, number = find_version(darkroom, reference)
+        place = _place(darkroom, name, alias)
+        if place is not None and place.version == number:
+            answer(place.raw, f"{name}@{alias} is {name}@{number} already", as_json=as_json)
+            return
         moved = darkroom.catalogue.promote(
             name,
             number,
@@ -224,6 +228,19 @@ def find_version(darkroom: Darkroom, reference: str) -> tuple[str, int]:
     if selector.isascii() and selector.isdigit():
         return name, int(selector)
     return name, darkroom.models.find(reference).number
+
+
+def _place(darkroom: Darkroom, name: str, alias: str) -> Alias | None:
+    """Where the alias points; None where it points nowhere yet."""
+    from app.client import ApiError
+
+    try:
+        return darkroom.catalogue.alias(name, alias)
+    except ApiError as error:
+        # A key may move aliases and yet not read where they point.
+        if error.code not in ("model_not_found", "scope_missing"):
+            raise
+    return None
 
 
 def _rule_text(rule: Mapping[str, Any]) -> str:

@@ -11,10 +11,11 @@ from app.cli.connect import JsonFlag, connect
 from app.cli.console import note
 from app.cli.exits import Exit
 from app.cli.follow import finish, finish_submit, follow
-from app.cli.inputs import read_pairs
+from app.cli.inputs import check_output, read_pairs
 from app.cli.limits import DeadlineText, MaxFailedTexts, read_deadline, read_max_failed
 from app.cli.options import (
     DatasetOfJob,
+    Force,
     MetadataTexts,
     ModelOfJob,
     Priority,
@@ -53,6 +54,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    force: Force = False,
     top_k: TopK = None,
     bootstrap_samples: Annotated[
         int | None, typer.Option(min=1, help="Resamples that intervals are made of.")
@@ -76,7 +78,7 @@ def evaluate(
     that were hardest; its files are also listed by `darkroom job`.
     """
     source = _source(dataset, split, upload, manifest)
-    _check_report(report)
+    _check_report(report, force=force)
     pairs = read_pairs(metadata or ())
     until, budget = read_deadline(deadline), read_max_failed(max_failed)
     with connect(context) as darkroom:
@@ -104,14 +106,12 @@ def evaluate(
         raise typer.Exit(code)
 
 
-def _check_report(path: Path | None) -> None:
-    """Refuse a file that cannot be made before the service does the work for it."""
+def _check_report(path: Path | None, *, force: bool) -> None:
     if path is None:
         return
     if path.suffix.lower() not in _REPORTS:
         raise typer.BadParameter(f"a report is a {', '.join(_REPORTS)} file", param_hint="--report")
-    if not path.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {path.parent}", param_hint="--report")
+    check_output(path, path.name, force=force, option="--report")
 
 
 def _source(

@@ -218,7 +218,9 @@ def finish(darkroom: Darkroom, job: Job, *, as_json: bool = False) -> Exit:
     if untouched:
         say(f"  {count_text(untouched, 'image')} not touched")
     if job.kind == "predict" and (counts.failed or untouched):
-        say(f"  try them again: darkroom retry {job.id}")
+        # Who may not run the model any more is refused again.
+        revoked = (job.error or {}).get("code") == "model_grant_revoked"
+        say(f"  try them again: darkroom retry {job.id}{' --model ANOTHER' if revoked else ''}")
     if job.state == "succeeded" and job.kind in ("finetune", "import") and job.model_version:
         say(f"  {job.model_version.reference}  {job.model_version.id}")
     scores = {name: value for name, value in (job.result or {}).items() if isinstance(value, float)}

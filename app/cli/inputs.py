@@ -93,6 +93,21 @@ def check_path(path: Path) -> None:
         raise typer.BadParameter(f"there is no file or folder {path}")
 
 
+def check_output(path: Path, name: str, *, force: bool, option: str = "--output") -> None:
+    """Refuse a file that cannot be made, or is there, before the service does the work for it.
+
+    ``name`` is what the file is called in a folder.
+    """
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}", param_hint=option)
+    file = path / name if path.is_dir() else path
+    if file.exists() and not force:
+        raise typer.BadParameter(
+            f"{file} is there already; give another name, or --force to replace it",
+            param_hint=option,
+        )
+
+
 def send_file(
     darkroom: Darkroom,
     path: Path,

@@ -21,7 +21,8 @@ from app.cli.console import (
 )
 from app.cli.exits import EXIT_OF_STATE, Exit
 from app.cli.follow import finish, follow
-from app.cli.options import JobId, Timeout
+from app.cli.inputs import check_output
+from app.cli.options import Force, JobId, Timeout
 from app.cli.progress import TransferBar
 from app.cli.words import (
     ago_text,
@@ -247,12 +248,14 @@ def export(
         bool,
         typer.Option("--include-retries", help="With what retries of the job answered."),
     ] = False,
+    force: Force = False,
     timeout: Timeout = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write the results of a job to a file: submits the export, waits, downloads, verifies."""
     chosen = format or _format_of(output)
-    _check_folder(output)
+    target = output or Path()
+    check_output(target, f"results.{chosen}", force=force)
     with connect(context) as darkroom:
         job = darkroom.jobs.export(
             job_id, chosen.value, only=only.value, include_retries=include_retries
@@ -264,7 +267,6 @@ def export(
         artifact = next(
             each for each in darkroom.artifacts.list(job.id) if each.name.endswith(f".{chosen}")
         )
-        target = output or Path(artifact.name)
         if as_json:
             written = darkroom.artifacts.download(artifact, target)
             print_json({"file": str(written), "artifact": artifact.raw, "job": job.raw})
@@ -272,12 +274,6 @@ def export(
         with TransferBar(f"fetching {artifact.name}") as bar:
             written = darkroom.artifacts.download(artifact, target, bar.moved)
         say(f"{written}  {bytes_text(artifact.size_bytes)}  sha256 {artifact.sha256}")
-
-
-def _check_folder(output: Path | None) -> None:
-    """Refuse a file that cannot be made before the service does the work for it."""
-    if output is not None and not output.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {output.parent}", param_hint="--output")
 
 
 def _format_of(output: Path | None) -> Format:

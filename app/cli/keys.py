@@ -96,7 +96,7 @@ def list_keys(context: typer.Context, as_json: JsonFlag = False) -> None:
             )
             for key in keys
         ],
-        wrap=("scopes",),
+        wrap=("scopes", "state"),
         spare=("last used", "made"),
         empty="no keys",
     )

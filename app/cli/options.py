@@ -39,6 +39,7 @@ Priority = Annotated[int, typer.Option(min=-100, max=100, help="Of your jobs, hi
 MetadataTexts = Annotated[
     list[str] | None, typer.Option(help="NAME=VALUE kept with the job; repeat for more.")
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show progress until the job is over.")]
 Wait = Annotated[bool, typer.Option("--wait", help="The same without showing.")]
 Timeout = Annotated[

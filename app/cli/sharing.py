@@ -10,6 +10,8 @@ import typer
 
 from app.cli.connect import JsonFlag, connect
 from app.cli.console import answer, print_json, print_table, say
+from app.cli.inputs import check_output
+from app.cli.options import Force
 from app.cli.progress import TransferBar
 from app.cli.words import ago_text, bytes_text
 
@@ -151,20 +153,24 @@ def export(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="File or folder to write.", show_default=False)
     ],
+    force: Force = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write a version's weights to a file, verified, and beside it a .json that describes them."""
-    if not output.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {output.parent}", param_hint="--output")
     with connect(context) as darkroom:
         model, number = _find(darkroom, reference)
+        file = output
+        if output.is_dir():
+            file = output / f"{model.rpartition('/')[2]}-{number}.safetensors"
+        for each in (file, file.with_suffix(".json")):
+            check_output(each, each.name, force=force)
         if as_json:
-            written = darkroom.models.export(model, number, output)
+            written = darkroom.models.export(model, number, file)
             beside = written.with_suffix(".json")
             print_json({"file": str(written), "spec": str(beside), "model": f"{model}@{number}"})
             return
         with TransferBar(f"fetching {model}@{number}") as bar:
-            written = darkroom.models.export(model, number, output, bar.moved)
+            written = darkroom.models.export(model, number, file, bar.moved)
     say(
         f"{written}  {bytes_text(written.stat().st_size)}  with {written.with_suffix('.json').name}"
     )

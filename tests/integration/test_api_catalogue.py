@@ -166,6 +166,7 @@ def test_command_line_says_what_it_did_and_why(run: Run) -> None:
     assert "accuracy is 0.9200 on zoo@1 test; the version in place has 0.9000" in refused.stderr
     run("gate", "pets", "--metric", "accuracy")
     assert "pets@production is now pets@2" in run("promote", "pets@2").stdout
+    assert run("promote", "pets@2").stdout == "pets@production is pets@2 already\n"
     assert "promoted" in run("moves", "pets").stdout
     assert "pets@1 again, after pets@2" in run("rollback", "pets").stdout
     assert "0.9200" in run("scores", "pets@2").stdout

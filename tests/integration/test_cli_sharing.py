@@ -88,7 +88,13 @@ def test_model_is_shared_exported_and_taken_back_by_the_command_line(
         assert file.read_bytes() == (tmp_path / "shapes.safetensors").read_bytes()
         spec = json.loads(file.with_suffix(".json").read_text())
         assert spec["classes"] == ["disc", "ring", "square"]
+        again = ("models", "export", reference, "-o", file)
+        assert "--force" in run(guest, *again, code=Exit.USAGE)
+        run(guest, *again, "--force")
         file.unlink()
+        # The other file would be replaced as well.
+        assert "--force" in run(guest, *again, code=Exit.USAGE)
+        file.with_suffix(".json").unlink()
     into = tmp_path / "into"
     into.mkdir()
     done = json.loads(run(owner, "models", "export", "shapes@1", "-o", into, "--json"))

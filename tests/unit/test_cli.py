@@ -1,6 +1,7 @@
 """The command line against a service in memory: what it prints, asks for and exits with."""
 
 import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import httpx2
 import pytest
+from rich.console import Console
 from typer.main import get_command
 
 from app.cli.exits import EXIT_CODES, Exit
@@ -175,6 +177,19 @@ def test_key_that_ends_soon_is_listed_with_its_hour(service, run):
     first, second = run("keys", "list").stdout.splitlines()[1:]
     assert first.endswith(f"until {soon:%Y-%m-%d %H:%M} UTC")
     assert second.endswith("until 2999-12-24")
+
+
+def test_scopes_of_a_key_that_ends_soon_are_whole_in_80_columns(service, run, monkeypatch):
+    screen = io.StringIO()
+    terminal = Console(file=screen, width=80, force_terminal=True, color_system=None)
+    monkeypatch.setattr("app.cli.console.stdout", lambda: terminal)
+    soon = datetime.now(UTC) + timedelta(hours=2)
+    scopes = ["jobs:read", "jobs:write", "models:read"]
+    key = {"id": f"key_{'0' * 26}", "name": "nightly-batch", "scopes": scopes}
+    service.on("GET /v1/keys", page([{**key, "expires_at": soon.isoformat()}]))
+    run("keys", "list")
+    words = screen.getvalue().split()
+    assert {*scopes, key["id"], key["name"], f"{soon:%H:%M}"} <= set(words)
 
 
 def test_key_is_rotated_with_its_overlap(service, run):

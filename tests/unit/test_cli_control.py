@@ -108,6 +108,22 @@ def test_zero_failed_images_are_a_budget_too(service, run):
     assert sent(service, "POST /v1/jobs")["max_failed"] == {"items": 0}
 
 
+def test_export_replaces_a_file_only_by_force(service, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results.csv").write_text("mine")
+    service.on("POST /v1/jobs", answer(job("queued", id="job_2", kind="export"), 202))
+    service.on("GET /v1/jobs/job_2", answer(job("failed", id="job_2", kind="export")))
+    for words in (("-o", "results.csv"), ("-o", tmp_path, "-f", "csv"), ("-f", "csv")):
+        refused = run("export", "job_1", *words)
+        assert refused.exit_code == Exit.USAGE
+        told = " ".join(refused.stderr.replace("│", "").split())
+        assert "is there already; give another name, or --force to replace it" in told
+        assert service.asked("POST /v1/jobs") == []
+        assert run("export", "job_1", *words, "--force").exit_code == Exit.FAILED
+        service.requests.clear()
+    assert (tmp_path / "results.csv").read_text() == "mine"
+
+
 def test_export_with_retries_asks_for_them(service, run, tmp_path):
     service.on("POST /v1/jobs", answer(job("queued", id="job_2", kind="export"), 202))
     service.on("GET /v1/jobs/job_2", answer(job("failed", id="job_2", kind="export")))
@@ -123,6 +139,13 @@ def test_expired_job_has_its_own_exit_code_and_says_what_was_not_touched(service
     assert "job_1 expired" in done.stdout
     assert "3 images not touched" in done.stdout
     assert "darkroom retry job_1" in done.stdout
+
+
+def test_job_of_a_model_that_was_taken_back_is_to_be_retried_with_another(service, run):
+    counts = {"total": 4, "done": 1, "succeeded": 1, "cancelled": 3}
+    error = {"code": "model_grant_revoked", "detail": "owner/pets is not shared any more"}
+    service.on("GET /v1/jobs/job_1", answer(job("failed", counts=counts, error=error)))
+    assert "darkroom retry job_1 --model ANOTHER" in run("watch", "job_1").stdout
 
 
 def test_job_shows_its_limits(service, run):
@@ -218,6 +241,8 @@ def test_evaluate_sends_what_was_given_and_fetches_the_report(service, run, tmp_
     }
     assert run(*asked, "--report", tmp_path / "pets.pdf").exit_code == Exit.USAGE
     assert run(*asked, "--report", tmp_path / "no" / "pets.html").exit_code == Exit.USAGE
+    assert run(*asked, "--report", out).exit_code == Exit.USAGE
+    assert run(*asked, "--report", out, "--force").exit_code == Exit.DONE
     assert run("evaluate", "-m", "pets").exit_code == Exit.USAGE
     assert run("evaluate", "-m", "pets", "--upload", "upl_1").stdout == "job_2\n"
     assert sent(service, "POST /v1/jobs")["input"] == {"upload": "upl_1"}
