@@ -62,7 +62,7 @@ faults: $(READY) ## Break everything under load and prove that nothing is lost [
 		$(if $(QUICK),--quick)
 
 .PHONY: bench
-bench: $(READY) ## Measure; ONLY= names one of tests/bench: api, audit, decode, learn, load, scale, sealed
+bench: $(READY) ## Measure; ONLY= names one of tests/bench: api, audit, cifar, decode, learn, load, scale, sealed
 	@test -n "$(ONLY)" || { echo 'say which: make bench ONLY=scale' >&2; exit 2; }
 	@$(BIN)/python -m tests.bench.$(ONLY)
 

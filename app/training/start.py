@@ -16,6 +16,8 @@ from app.training.presets import Preset, preset_fields
 from app.training.recipe import TrainingRecipe
 
 _ARCH = TrainingRecipe().arch
+#: Architectures whose layers have as many weights as the size of the images asks for.
+_ONE_SIZE = frozenset({"small_cnn"})
 
 
 def spell_recipe(
@@ -60,8 +62,9 @@ def settle_start(session: Session, tenant_id: str, recipe: TrainingRecipe) -> Tr
     """The recipe with the id of the version that it starts from; its network can be built.
 
     Raises:
-        InvalidInputError: ``start_mismatch``: another architecture, or one that is not trained
-            step by step; ``preprocess_invalid``: the network takes no such images.
+        InvalidInputError: ``start_mismatch``: another architecture or size of images;
+            ``start_impossible``: it is not trained step by step; ``preprocess_invalid``: the
+            network takes no such images.
         NotFoundError: ``model_not_found``.
         ConflictError: ``model_not_ready``.
     """
@@ -83,4 +86,11 @@ def settle_start(session: Session, tenant_id: str, recipe: TrainingRecipe) -> Tr
         )
     if recipe.input_px is not None:
         check_input_px(recipe.arch, recipe.arch_options, recipe.input_px)
+        learnt_px = (version.preprocess or {}).get("crop_px")
+        if recipe.arch in _ONE_SIZE and recipe.input_px != learnt_px:
+            raise InvalidInputError(
+                f"{recipe.start[:250]!r} learnt from images of {learnt_px} pixels and its linear "
+                "layers fit no others; leave input_px out, or train without start",
+                code="start_mismatch",
+            )
     return replace(recipe, start=version.id)

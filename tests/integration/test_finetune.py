@@ -275,6 +275,9 @@ def test_version_that_cannot_be_started_from_is_refused(database: Database, tena
         with pytest.raises(error) as caught:
             submit(database, tenant_id, "pets@1", start=start, arch=arch)
         assert caught.value.code == code
+    with pytest.raises(InvalidInputError, match="images of 32 pixels") as caught:
+        submit(database, tenant_id, "pets@1", start=ready.id, input_px=64)
+    assert caught.value.code == "start_mismatch"
     with pytest.raises(InvalidInputError) as caught:
         submit(database, tenant_id, "pets@1", arch="patch_transformer", input_px=30)
     assert caught.value.code == "preprocess_invalid"

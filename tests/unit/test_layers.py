@@ -209,3 +209,29 @@ def test_baselines_start_from_no_other_version(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError) as caught:
         load_body(svm, saved(svm, tmp_path), "linear_svm")
     assert caught.value.code == "start_impossible"
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class_token"])
+def test_positions_are_stretched_where_the_images_have_another_size(
+    pooling: str, tmp_path: Path
+) -> None:
+    def transformer(input_px: int) -> nn.Module:
+        options = {"preset": "small", "pooling": pooling, "patch_px": 4}
+        return build_module(
+            ModelSpec("patch_transformer", ("a", "b"), PreprocessSpec(input_px, input_px), options)
+        )
+
+    other, module = transformer(16), transformer(32)
+    tokens = int(pooling == "class_token")
+    columns = torch.arange(4.0).repeat(4)
+    with torch.no_grad():
+        other.get_parameter("positions")[0, tokens:] = columns[:, None]
+        other.get_parameter("positions")[0, :tokens] = 7
+    report = load_body(module, saved(other, tmp_path), "patch_transformer")
+    assert "positions" in report.taken
+    found = module.get_parameter("positions").detach()
+    assert (found[0, :tokens] == 7).all()
+    rows = found[0, tokens:, 0].unflatten(0, (8, 8))
+    assert torch.allclose(rows, rows[:1])
+    assert (rows[0].diff() > 0).all()
+    assert torch.allclose(rows.mean(), columns.mean())
