@@ -10,7 +10,7 @@ import typer
 from app.cli.connect import JsonFlag, connect
 from app.cli.console import answer, note, print_json, print_table
 from app.cli.follow import follow
-from app.cli.words import ago_text, pairs_text
+from app.cli.words import ago_text
 from app.models.states import GateMetric
 
 if TYPE_CHECKING:
@@ -63,8 +63,10 @@ def promote(
 
         def wait(job: Job) -> Job:
             if not as_json:
-                version = job.model_version.reference if job.model_version else ""
-                note(f"evaluating {version} on {pairs_text(job.input)}: job {job.id}")
+                names = [
+                    each.reference for each in (job.model_version, job.dataset_version) if each
+                ]
+                note(f"evaluating {' on '.join(names)}: job {job.id}")
             return follow(darkroom, job.id, quiet=as_json)
 
         name, number = find_version(darkroom, reference)

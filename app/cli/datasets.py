@@ -174,9 +174,9 @@ def _facts(version: DatasetVersion) -> list[tuple[str, str]]:
         ),
         (
             "duplicates",
-            f"{copies['images']:,} images share {count_text(copies['groups'], 'content')}; "
-            f"across splits {copies['across_splits']:,}, with other labels "
-            f"{copies['contradicting']:,}"
+            f"{copies['images']:,} images in {count_text(copies['groups'], 'group')} of equal "
+            f"ones; {copies['across_splits']:,} across splits, {copies['contradicting']:,} with "
+            "different labels"
             if copies["groups"]
             else "none",
         ),
@@ -194,14 +194,15 @@ def _warn_of_duplicates(version: DatasetVersion) -> None:
     copies = (version.facts or {}).get("duplicates", {})
     if copies.get("contradicting"):
         warn(
-            f"{count_text(copies['contradicting'], 'image')} stand there again with another label: "
-            "no recogniser can answer both; correct the labels and freeze again"
+            f"the same image has different labels in {count_text(copies['contradicting'], 'case')}"
+            ": no recogniser can answer both; correct the labels and freeze again"
         )
     if copies.get("across_splits"):
         warn(
-            f"{count_text(copies['across_splits'], 'image')} stand in several splits, so an "
-            "evaluation is better than it should be; leave out the copies, or send images without "
-            "a split of their own, since equal ones then stay together, and freeze again"
+            "the same image stands in several splits in "
+            f"{count_text(copies['across_splits'], 'case')}, so an evaluation is better than it "
+            "should be; leave out the copies, or send images without a split of their own, since "
+            "equal ones then stay together, and freeze again"
         )
 
 

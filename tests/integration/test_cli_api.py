@@ -226,11 +226,14 @@ def test_copies_across_splits_are_warned_of(run, database, tenant_id):
         same = [entry(n, label, split, "same") for n, label, split in COPIES]
         upload_id = add_upload(session, tenant_id, [*same, entry(9, "dog", "train")]).id
     frozen = run("datasets", "freeze", "copies", "-u", upload_id)
-    assert "stand in several splits" in frozen.stderr
-    assert "with another label" in frozen.stderr
+    assert "stands in several splits in 1 case," in frozen.stderr
+    assert "has different labels in 1 case:" in frozen.stderr
     shown = run("datasets", "show", "copies")
-    assert "stand in several splits" in shown.stderr
-    assert "2 images share 1 content; across splits 1, with other labels 1" in shown.stdout
+    assert "stands in several splits in 1 case," in shown.stderr
+    assert (
+        "2 images in 1 group of equal ones; 1 across splits, 1 with different labels"
+        in shown.stdout
+    )
     assert "8 to 8 px, median 8, mean 8.0" in shown.stdout
     assert "100% square" in shown.stdout
     with database.system() as session:
