@@ -54,7 +54,7 @@ class EpochReport:
     held_out_loss: float
     held_out_accuracy: float
     learning_rate: float
-    #: Images that were learnt from in a second, checkpoints within the epoch included.
+    #: Images that were learnt from in a second, since the epoch began or was gone on with.
     images_per_second: float
     #: Of the whole epoch, the held-out split too.
     seconds: float
@@ -137,6 +137,7 @@ def fit(
             learning_rate = recipe.learning_rate * rate_factor(
                 recipe, state.epoch * state.steps_per_epoch, state.steps_per_epoch
             )
+            seen, began = state.images_seen, time.perf_counter()
             train_loss, train_accuracy = train_one_epoch(
                 state,
                 normalise,
@@ -145,8 +146,8 @@ def fit(
                 class_weights=weights,
                 before_step=before_step,
             )
-            # A clock may stand still for as long as an epoch of a few images takes.
-            steps, rate = state.steps, state.images_seen / max(state.seconds, 1e-6)
+            rate = (state.images_seen - seen) / (time.perf_counter() - began)
+            steps = state.steps
             found = evaluate(
                 state.answering, normalise, judged, device=device, on_answered=on_answered
             )
