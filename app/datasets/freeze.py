@@ -231,6 +231,7 @@ def _read_content(
     skipped = 0
     sizes = SizeTally()
     for shard in _shards(session, tenant_id, upload_id):
+        labelled: list[ShardEntry] = []
         for entry in map(ShardEntry.from_row, shard.entries):
             if entry.label is None:
                 skipped += 1
@@ -242,7 +243,8 @@ def _read_content(
             # JSON, because a label may hold any character that could part two fields.
             digest.update(json.dumps([entry.sha256, label, split]).encode())
             counted[split, label] += 1
-            sizes.add(entry)
+            labelled.append(entry)
+        sizes.add(labelled)
     if skipped and not skip_unlabelled:
         raise InvalidInputError(
             f"{skipped} images have no label; put them in folders named after their class, "
