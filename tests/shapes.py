@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import random
 
@@ -10,6 +11,10 @@ from PIL import Image, ImageDraw
 from app.datasets.freeze import freeze_dataset
 from app.db.session import Database
 from app.jobs.states import JobState
+from app.storage.keys import shard
+from app.storage.s3 import ObjectStore
+from app.uploads.pack import ShardEntry
+from tests.factories import add_upload
 from tests.service import Service
 from tests.unit.archives import make_zip
 
@@ -39,6 +44,31 @@ def shapes(of_each: int) -> bytes:
     return make_zip(
         {f"{name}/{number}.png": shape(name, draw) for name in SHAPES for number in range(of_each)}
     )
+
+
+def put_shapes(
+    db: Database, store: ObjectStore, bucket: str, tenant_id: str, of_each: int = 12
+) -> str:
+    """``shapes@1`` with all three splits, put into the store without a worker."""
+    draw = random.Random(0)
+    entries: list[ShardEntry] = []
+    content = b""
+    for number in range(of_each * len(SHAPES)):
+        label = list(SHAPES)[number % len(SHAPES)]
+        image = shape(label, draw)
+        digest = hashlib.sha256(image).hexdigest()
+        split = ("train", "train", "validation", "test")[number // len(SHAPES) % 4]
+        place = (len(content), len(image))
+        entries.append(
+            ShardEntry(number, f"{number}.png", *place, "png", 32, 32, digest, label, split)
+        )
+        content += image
+    with db.tenant(tenant_id) as session:
+        upload = add_upload(session, tenant_id, entries)
+        store.ensure_bucket(bucket)
+        store.put(bucket, shard(tenant_id, upload.id, 0), content)
+        freeze_dataset(session, tenant_id, name="shapes", upload_id=upload.id)
+    return "shapes@1"
 
 
 def freeze_shapes(service: Service, db: Database, tenant_id: str, of_each: int = 40) -> str:

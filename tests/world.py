@@ -53,7 +53,8 @@ def build_world(
     objects.put(settings.bucket, key, CONTENT)
     with database.tenant(tenant_id) as session:
         log_metrics(session, tenant_id, job, 1, {"loss": 0.5, "odd": float("nan")})
-        kinds = [(label, split) for split in ("train", "train", "test") for label in ("cat", "dog")]
+        splits = ("train", "train", "test", "validation")
+        kinds = [(label, split) for split in splits for label in ("cat", "dog")]
         entries = [entry(number, *kind) for number, kind in enumerate(kinds)]
         ready = add_upload(session, tenant_id, entries)
         frozen = freeze_dataset(

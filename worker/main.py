@@ -43,7 +43,10 @@ _DOORS: Mapping[Queue, Mapping[ChunkTask, str]] = {
         ChunkTask.EVALUATE: "worker.tasks.evaluate:evaluate_chunk",
         ChunkTask.IMPORT: "worker.tasks.import_weights:import_chunk",
     },
-    Queue.TRAINING: {ChunkTask.FINETUNE: "worker.tasks.finetune:finetune_chunk"},
+    Queue.TRAINING: {
+        ChunkTask.FINETUNE: "worker.tasks.finetune:finetune_chunk",
+        ChunkTask.TRIAL: "worker.tasks.trial:trial_chunk",
+    },
     Queue.IO: {
         ChunkTask.PLAN: "worker.tasks.plan:plan_chunk",
         ChunkTask.INGEST: "worker.tasks.ingest:ingest_chunk",

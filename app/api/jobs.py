@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from flask import Response, request
@@ -27,6 +27,7 @@ from app.api.schemas.jobs import (
     JobPath,
     JobsQuery,
     PredictJob,
+    SearchJob,
     SubmitJob,
     WaitQuery,
 )
@@ -36,6 +37,7 @@ from app.audit.actions import Action
 from app.jobs.evaluate import submit_evaluate
 from app.jobs.poll import glance_at_job, poll_job
 from app.jobs.progress import list_jobs as page_jobs
+from app.jobs.search import submit_search
 from app.jobs.states import TERMINAL_JOB_STATES, JobKind, JobState
 from app.jobs.submit import submit_export, submit_finetune, submit_import, submit_predict
 from app.jobs.tables import Job
@@ -49,6 +51,7 @@ SCOPE_OF_KIND = {
     JobKind.PREDICT: Scope.JOBS_WRITE,
     JobKind.EVALUATE: Scope.JOBS_WRITE,
     JobKind.FINETUNE: Scope.MODELS_WRITE,
+    JobKind.SEARCH: Scope.MODELS_WRITE,
     JobKind.IMPORT: Scope.MODELS_WRITE,
     JobKind.EXPORT: Scope.EXPORTS,
 }
@@ -67,7 +70,7 @@ def submit_job(body: SubmitJob) -> Response:
     """Submit a job.
 
     The answer comes at once; the job's `links.self` tells how far it is.
-    `predict` and `evaluate` need the scope `jobs:write`, `finetune` and `import` need
+    `predict` and `evaluate` need the scope `jobs:write`, `finetune`, `search` and `import` need
     `models:write`, `export` needs `exports`.
     """
     asked = body.root
@@ -82,7 +85,8 @@ def accepted(session: Session, job: Job) -> Reply:
 
 
 def _submit(
-    session: Session, asked: PredictJob | EvaluateJob | FinetuneJob | ImportJob | ExportJob
+    session: Session,
+    asked: PredictJob | EvaluateJob | FinetuneJob | SearchJob | ImportJob | ExportJob,
 ) -> Job:
     tenant_id = principal().tenant_id
     parts().admission.admit_job(session, tenant_id)
@@ -103,24 +107,8 @@ def _submit(
                 metadata=asked.metadata,
                 key_id=principal().key_id,
             )
-        case FinetuneJob():
-            # Moved by the worker when the training is good enough: this is who asked for it.
-            describe(alias=asked.options.alias, dataset=asked.input.dataset)
-            quotas = parts().admission.quotas(session, tenant_id)
-            check_training_minutes(session, tenant_id, quotas)
-            return submit_finetune(
-                session,
-                tenant_id,
-                dataset=asked.input.dataset,
-                model=asked.model,
-                recipe=spell_recipe(
-                    session, tenant_id, asked.options.given(), preset=asked.options.preset
-                ),
-                alias=asked.options.alias,
-                priority=asked.priority,
-                limits=limits_of(asked.deadline),
-                metadata=asked.metadata,
-            )
+        case FinetuneJob() | SearchJob():
+            return _submit_training(session, tenant_id, asked)
         case ImportJob():
             return submit_import(
                 session,
@@ -142,6 +130,29 @@ def _submit(
                 metadata=asked.metadata,
                 **asked.options.model_dump(),
             )
+
+
+def _submit_training(session: Session, tenant_id: str, asked: FinetuneJob | SearchJob) -> Job:
+    # Moved by the worker when the training is good enough: this is who asked for it.
+    describe(alias=asked.options.alias, dataset=asked.input.dataset)
+    check_training_minutes(session, tenant_id, parts().admission.quotas(session, tenant_id))
+    recipe = asked.options if isinstance(asked, FinetuneJob) else asked.options.recipe
+    submit = (
+        submit_finetune
+        if isinstance(asked, FinetuneJob)
+        else partial(submit_search, search=asked.options.search())
+    )
+    return submit(
+        session,
+        tenant_id,
+        dataset=asked.input.dataset,
+        model=asked.model,
+        recipe=spell_recipe(session, tenant_id, recipe.given(), preset=recipe.preset),
+        alias=asked.options.alias,
+        priority=asked.priority,
+        limits=limits_of(asked.deadline),
+        metadata=asked.metadata,
+    )
 
 
 @resource.route_as("get", "/jobs", answers={200: JobPage}, scope=Scope.JOBS_READ)

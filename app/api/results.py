@@ -1,4 +1,4 @@
-"""What jobs gave: results, errors, metrics, files."""
+"""What jobs gave: results, errors, metrics, trials, files."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from app.api.resource import Resource
 from app.api.schemas.base import PageQuery
 from app.api.schemas.job_answers import MetricAnswer, MetricPage, ResultPage
 from app.api.schemas.jobs import ErrorsQuery, JobPath, MetricsQuery, ResultsQuery
+from app.api.schemas.search import TrialPage, TrialsQuery
 from app.api.schemas.service import ArtifactPage
-from app.api.views import show_artifact, show_result
+from app.api.views import show_artifact, show_result, show_trial
 from app.jobs.artifacts import list_artifacts
 from app.jobs.progress import get_job
 from app.jobs.results import page_results
+from app.jobs.trials import page_trials
 from app.tenants.scopes import Scope
 from app.training.metrics import read_metrics
 
-resource = Resource("results", "Results", "What jobs gave: results, errors, metrics, files.")
+resource = Resource(
+    "results", "Results", "What jobs gave: results, errors, metrics, trials, files."
+)
 
 
 @resource.route_as(
@@ -75,6 +79,24 @@ def list_metrics(path: JobPath, query: MetricsQuery) -> Response:
             limit=query.limit,
         )
     return send(MetricPage(**page_fields(points, has_more, MetricAnswer.model_validate)))
+
+
+@resource.route_as("get", "/jobs/<job_id>/trials", answers={200: TrialPage}, scope=Scope.JOBS_READ)
+def list_trials(path: JobPath, query: TrialsQuery) -> Response:
+    """Read the trials of a search that were begun, by number; other jobs have none."""
+    tenant_id = principal().tenant_id
+    with parts().db.tenant(tenant_id) as session:
+        get_job(session, tenant_id, path.job_id)
+        rows, has_more = page_trials(
+            session,
+            tenant_id,
+            path.job_id,
+            after=int(query.after) if query.after is not None else None,
+            limit=query.limit,
+        )
+    return send(
+        TrialPage(**page_fields(rows, has_more, show_trial, lambda trial: str(trial.number)))
+    )
 
 
 @resource.route_as(

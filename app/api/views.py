@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Row
@@ -18,6 +19,7 @@ from app.api.schemas.job_answers import (
     ResultAnswer,
 )
 from app.api.schemas.limits import MaxFailedAnswer
+from app.api.schemas.search import TrialAnswer
 from app.api.schemas.service import ArtifactAnswer
 from app.api.schemas.uploads import UploadAnswer, UploadLinks
 from app.datasets.resolve import names_of_dataset_versions
@@ -25,6 +27,7 @@ from app.jobs.progress import counts, rate_and_eta
 from app.jobs.states import TERMINAL_JOB_STATES, JobKind, JobState
 from app.jobs.tables import Artifact, Item, Job
 from app.models.resolve import names_of_versions
+from app.training.search import Trial
 from app.uploads.tables import Upload
 
 _WITHOUT_ITEMS = (JobKind.FINETUNE, JobKind.IMPORT, JobKind.EXPORT)
@@ -81,7 +84,7 @@ def _show_job(job: Job | Row[Any], model: str | None, dataset: str | None) -> Jo
             "retry_of": job.retry_of,
             "counts": Counts(**counts(job)),
             "progress": _progress(job),
-            "images_per_second": rate,
+            "images_per_second": None if job.kind == JobKind.SEARCH else rate,
             "eta_seconds": eta,
             "result": job.result,
             "error": job.error,
@@ -99,6 +102,7 @@ def _show_job(job: Job | Row[Any], model: str | None, dataset: str | None) -> Jo
                 results=f"{here}/results",
                 errors=f"{here}/errors",
                 metrics=f"{here}/metrics",
+                trials=f"{here}/trials",
                 events=f"{here}/events",
                 artifacts=f"{here}/artifacts",
                 cancel=f"{here}/cancel",
@@ -135,6 +139,11 @@ def show_result(item: Item) -> ResultAnswer:
             "metadata": item.metadata_,
         }
     )
+
+
+def show_trial(trial: Trial) -> TrialAnswer:
+    """One recipe that was tried."""
+    return TrialAnswer.model_validate(asdict(trial))
 
 
 def show_upload(upload: Upload) -> UploadAnswer:
@@ -184,7 +193,7 @@ def _progress(job: Job | Row[Any]) -> Progress:
         sized = job.sealed_at is not None and job.total > 0
         step, steps = done, (job.total if sized else None)
         fraction = done / job.total if sized else None
-        unit = "item"
+        unit = "trial" if job.kind == JobKind.SEARCH else "item"
     if job.state in (JobState.SUCCEEDED, JobState.PARTIALLY_SUCCEEDED):
         fraction = 1.0
     return Progress(fraction=fraction, step=step, steps=steps, unit=unit)

@@ -19,22 +19,25 @@ from app.cli.console import (
 from app.cli.curves import Plot, draw_plots, read_plots
 from app.cli.exits import EXIT_OF_STATE, Exit
 from app.cli.progress import Bar, images_facts
-from app.cli.words import STATE_STYLE, count_text, duration_text, harmless, rate_text
+from app.cli.words import STATE_STYLE, count_text, duration_text, harmless, pairs_text, rate_text
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from app.client import Darkroom
-    from app.client.values import Job, Metric
+    from app.client.values import Job, Metric, Trial
 
 _TITLE = {
     "predict": "recognising",
     "evaluate": "recognising",
     "ingest": "unpacking",
     "finetune": "training",
+    "search": "searching",
     "export": "exporting",
     "import": "importing",
 }
+#: Kinds that end with a model version.
+_MAKES_VERSION = ("finetune", "search", "import")
 #: States that say more than the kind of the job does.
 _SAID_AS_THEY_ARE = frozenset(
     {"validating", "queued", "finalizing", "paused", "cancelling", "cancelled", "failed", "expired"}
@@ -67,12 +70,15 @@ class JobView:
         self.bar = Bar("waiting")
         self.bar.draw_above(self._draw)
         self._epochs_shown = 0
+        self._trials_shown: set[int] = set()
         self._plots: list[Plot] = []
 
     def changed(self, job: Job) -> None:
         """Show what is new."""
         if job.kind == "finetune":
             self._show_epochs(job)
+        elif job.kind == "search":
+            self._show_trials(job)
         title = _TITLE.get(job.kind, job.kind)
         if job.state in _SAID_AS_THEY_ARE:
             title = {"validating": "reading the input", "finalizing": "measuring"}.get(
@@ -101,6 +107,24 @@ class JobView:
 
     def _draw(self, width: int, height: int) -> list[Text]:
         return draw_plots(self._plots, width, height)
+
+    def _show_trials(self, job: Job) -> None:
+        if job.counts.done <= len(self._trials_shown):
+            return
+        for trial in self._darkroom.jobs.trials(job.id):
+            if trial.ended_at is not None and trial.number not in self._trials_shown:
+                self._trials_shown.add(trial.number)
+                self.bar.line(trial_line(trial))
+
+
+def trial_line(trial: Trial) -> str:
+    """``trial 3  complete  accuracy 0.9512 loss 0.1630  learning_rate=0.01``."""
+    parts = [f"trial {trial.number}", trial.state]
+    if trial.accuracy is not None:
+        parts.append(f"accuracy {_number(trial.accuracy)} loss {_number(trial.loss)}")
+    if trial.error:
+        parts.append(f"[{trial.error.get('code')}]")
+    return "  ".join([*parts, pairs_text(trial.parameters) or ""])
 
 
 def epoch_line(number: int, epochs: int | None, metrics: list[Metric]) -> str:
@@ -169,7 +193,13 @@ def _facts(job: Job) -> str:
         counts.failed,
         job.images_per_second,
         job.eta_seconds,
+        noun=_noun(job),
     )
+
+
+def _noun(job: Job) -> str:
+    """What the job counts."""
+    return "trial" if job.kind == "search" else "image"
 
 
 def finish_submit(
@@ -205,7 +235,7 @@ def finish(darkroom: Darkroom, job: Job, *, as_json: bool = False) -> Exit:
     line = f"{mark} {job.id} {job.state.replace('_', ' ')}"
     if counts.total:
         reached = f"{counts.done:,} of " if untouched else ""
-        line += f": {reached}{count_text(counts.total, 'image')}"
+        line += f": {reached}{count_text(counts.total, _noun(job))}"
     if job.seconds is not None:
         line += f" in {duration_text(job.seconds)}"
     if job.images_per_second:
@@ -216,12 +246,12 @@ def finish(darkroom: Darkroom, job: Job, *, as_json: bool = False) -> Exit:
     if counts.failed:
         _say_failed(darkroom, job)
     if untouched:
-        say(f"  {count_text(untouched, 'image')} not touched")
+        say(f"  {count_text(untouched, _noun(job))} not touched")
     if job.kind == "predict" and (counts.failed or untouched):
         # Who may not run the model any more is refused again.
         revoked = (job.error or {}).get("code") == "model_grant_revoked"
         say(f"  try them again: darkroom retry {job.id}{' --model ANOTHER' if revoked else ''}")
-    if job.state == "succeeded" and job.kind in ("finetune", "import") and job.model_version:
+    if job.state == "succeeded" and job.kind in _MAKES_VERSION and job.model_version:
         say(f"  {job.model_version.reference}  {job.model_version.id}")
     scores = {name: value for name, value in (job.result or {}).items() if isinstance(value, float)}
     if scores:
@@ -250,7 +280,7 @@ def _say_failed(darkroom: Darkroom, job: Job) -> None:
         codes[code] += 1
         first.setdefault(code, item.source or item.custom_id)
     more = "" if sum(codes.values()) >= job.counts.failed else " (of those looked at)"
-    warn(f"  {count_text(job.counts.failed, 'image')} failed{more}:")
+    warn(f"  {count_text(job.counts.failed, _noun(job))} failed{more}:")
     for code, count in codes.most_common():
         warn(f"    {count:>6,}  {code}, such as {first[code]}")
     stdout().print(

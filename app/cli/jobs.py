@@ -56,7 +56,8 @@ class Format(StrEnum):
 def list_jobs(
     context: typer.Context,
     kind: Annotated[
-        str | None, typer.Option(help="predict, evaluate, finetune, export, ingest, import.")
+        str | None,
+        typer.Option(help="predict, evaluate, finetune, search, export, ingest, import."),
     ] = None,
     state: Annotated[str | None, typer.Option(help="Such as running or failed.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Jobs to show.")] = 20,
@@ -124,7 +125,7 @@ def show_job(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -
             ("job", job.id),
             ("kind", job.kind),
             ("state", state_text(job.state)),
-            ("images", items if counts.total else None),
+            ("trials" if job.kind == "search" else "images", items if counts.total else None),
             (
                 job.progress.unit or "step",
                 f"{job.progress.step or 0} of {steps}" if steps else None,

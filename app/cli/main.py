@@ -21,6 +21,7 @@ from app.cli.jobs import export, list_jobs, results, show_job, watch
 from app.cli.locations import show_locations
 from app.cli.metrics import metrics
 from app.cli.migrate import migrate
+from app.cli.search import search, trials
 from app.cli.settings import settings
 from app.cli.submit import submit
 from app.cli.workers import workers
@@ -112,6 +113,8 @@ app.add_typer(datasets.app, name="datasets", rich_help_panel=_MODELS)
 app.add_typer(models.app, name="models", rich_help_panel=_MODELS)
 app.command(rich_help_panel=_MODELS)(finetune)
 app.command(rich_help_panel=_MODELS)(metrics)
+app.command(rich_help_panel=_MODELS)(search)
+app.command(rich_help_panel=_MODELS)(trials)
 app.command(rich_help_panel=_MODELS)(evaluate)
 app.add_typer(keys.app, name="keys", rich_help_panel=_SERVICE)
 app.add_typer(webhooks.app, name="webhooks", rich_help_panel=_SERVICE)

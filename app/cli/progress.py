@@ -132,10 +132,16 @@ class TransferBar(Bar):
 
 
 def images_facts(
-    done: int, total: int, failed: int, per_second: float | None, eta_seconds: float | None
+    done: int,
+    total: int,
+    failed: int,
+    per_second: float | None,
+    eta_seconds: float | None,
+    *,
+    noun: str = "image",
 ) -> str:
     """``1,200 of 1,797 images, 3 failed, 512 images/s, 1.2 s left``."""
-    parts = [f"{done:,} of {count_text(total, 'image')}"]
+    parts = [f"{done:,} of {count_text(total, noun)}"]
     if failed:
         parts.append(f"{failed:,} failed")
     if per_second:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from app.client.events import follow_events
 from app.client.transport import Transport, road
-from app.client.values import Event, Job, Metric, Result
+from app.client.values import Event, Job, Metric, Result, Trial
 from app.client.wait import wait_for_job
 
 Only = Literal["all", "succeeded", "failed"]
@@ -116,6 +116,45 @@ class Jobs:
             input={"dataset": dataset},
             model=model,
             options={**recipe, "alias": alias},
+            priority=priority,
+            deadline=_moment(deadline),
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+        )
+
+    def submit_search(
+        self,
+        dataset: str,
+        model: str,
+        *,
+        space: Mapping[str, Mapping[str, Any]],
+        trials: int | None = None,
+        recipe: Mapping[str, Any] | None = None,
+        alias: str | None = "production",
+        priority: int = 0,
+        deadline: datetime | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        **options: Any,
+    ) -> Job:
+        """Train by recipes that differ and make the best network a version of ``model``.
+
+        ``space`` is ``{"learning_rate": {"low": 1e-4, "high": 0.1, "log": True}, "optimizer":
+        {"choices": ["sgd", "adamw"]}}`` and so on, ``recipe`` what all trials have in common, as
+        for :meth:`submit_finetune`; ``options`` are the API's further ones: ``max_seconds``,
+        ``metric``, ``pruner``, ``seed`` and so on.
+        """
+        return self._submit(
+            "search",
+            input={"dataset": dataset},
+            model=model,
+            options={
+                **options,
+                "space": {name: dict(values) for name, values in space.items()},
+                "trials": trials,
+                "recipe": dict(recipe or {}),
+                "alias": alias,
+            },
             priority=priority,
             deadline=_moment(deadline),
             metadata=metadata,
@@ -294,6 +333,10 @@ class Jobs:
         """Every logged number of a job, in the order of its steps."""
         path = road("jobs", job_id, "metrics")
         return map(Metric.from_dict, self._transport.pages(path, {"name": name}))
+
+    def trials(self, job_id: str) -> Iterator[Trial]:
+        """Every trial of a search that was begun, by number."""
+        return map(Trial.from_dict, self._transport.pages(road("jobs", job_id, "trials")))
 
     def _control(self, job_id: str, verb: str) -> Job:
         return Job.from_dict(self._transport.call("POST", road("jobs", job_id, verb)).json())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Self
@@ -186,6 +186,28 @@ class Metric(Value):
     step: int
     value: float | None = None
     recorded_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial(Value):
+    """One recipe that a search tried; ``epochs`` hold what each showed of the validation split."""
+
+    number: int
+    state: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    epochs: Sequence[Mapping[str, Any]] = ()
+    accuracy: float | None = None
+    loss: float | None = None
+    error: Mapping[str, Any] | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds from its begin to its end, those between two attempts too."""
+        if self.started_at is None or self.ended_at is None:
+            return None
+        return (self.ended_at - self.started_at).total_seconds()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from app.clock import utc_now
 from app.db.hold import deletions_held
 from app.db.session import Database
 from app.db.transition import transition
-from app.jobs.states import JobKind
+from app.jobs.states import ChunkTask, JobKind
 from app.jobs.tables import UNTIDY, Artifact, Chunk, Job
 from app.log import get_logger
 from app.models.tables import ModelVersion
@@ -39,6 +39,14 @@ LEFTOVER_AGE = timedelta(hours=1)
 BATCH = 20
 _OBJECTS = 2000
 _MULTIPARTS = 200
+#: Kinds of jobs that store what a later attempt, or a better trial, makes useless.
+_TIDIED_KINDS = [
+    JobKind.EXPORT,
+    JobKind.FINETUNE,
+    JobKind.IMPORT,
+    JobKind.EVALUATE,
+    JobKind.SEARCH,
+]
 
 
 def give_up_uploads(db: Database) -> int:
@@ -125,22 +133,25 @@ def _tidy_upload(db: Database, store: ObjectStore, bucket: str, upload: Any) -> 
 
 
 def tidy_checkpoints(db: Database, store: ObjectStore, bucket: str) -> int:
-    """Delete all checkpoints of fine-tunings that have ended, however they ended; how many jobs.
+    """Delete all checkpoints of trainings that have ended, however they ended; how many.
 
     By prefix, because an attempt that died may have stored what no cursor ever named. The
-    cursor is emptied last: a job whose checkpoints may still lie there is found again.
+    cursor is emptied last: a training whose checkpoints may still lie there is found again.
 
     Raises:
         UnavailableError: a part does not answer.
     """
     with db.system() as session:
         ended = session.execute(
-            select(Chunk.id, Chunk.tenant_id, Chunk.job_id).where(text(UNTIDY)).limit(BATCH)
+            select(Chunk.id, Chunk.tenant_id, Chunk.job_id, Chunk.task, Chunk.lo)
+            .where(text(UNTIDY))
+            .limit(BATCH)
         ).all()
     if not ended or deletions_held(db):
         return 0
     for chunk in ended:
-        prefix = keys.checkpoint_prefix(chunk.tenant_id, chunk.job_id)
+        trial = chunk.lo if chunk.task == ChunkTask.TRIAL else None
+        prefix = keys.checkpoint_prefix(chunk.tenant_id, chunk.job_id, trial)
         store.delete(bucket, [found.key for found in store.list(bucket, prefix)])
         with db.system() as session:
             session.execute(
@@ -165,13 +176,14 @@ def tidy_jobs(db: Database, store: ObjectStore, bucket: str) -> int:
         select(
             Job.id,
             Job.tenant_id,
+            Job.kind,
             Job.model_version_id,
             attempts.label("attempts"),
             ModelVersion.weights_key,
         )
         .outerjoin(ModelVersion, ModelVersion.id == Job.model_version_id)
         .where(
-            Job.kind.in_([JobKind.EXPORT, JobKind.FINETUNE, JobKind.IMPORT, JobKind.EVALUATE]),
+            Job.kind.in_(_TIDIED_KINDS),
             Job.tidied_at.is_(None),
             Job.ended_at < func.now() - LEFTOVER_AGE,
         )
@@ -200,7 +212,10 @@ def _made_by(store: ObjectStore, bucket: str, job: Any) -> Iterator[str]:
     """Every object that any attempt of the job may have stored."""
     for found in store.list(bucket, keys.job_prefix(job.tenant_id, job.id)):
         yield found.key
-    if job.model_version_id is not None:
+    if job.kind == JobKind.SEARCH:
+        prefix = keys.weights_prefix(job.tenant_id, job.model_version_id)
+        yield from (found.key for found in store.list(bucket, prefix))
+    elif job.model_version_id is not None:
         for attempt in range(1, (job.attempts or 0) + 1):
             name = f"{job.model_version_id}.{attempt}"
             yield keys.weights(job.tenant_id, name)

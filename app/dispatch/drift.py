@@ -14,8 +14,8 @@ from app.dispatch.apart import each_apart
 from app.jobs.finalize import add_closing_chunk, close_job, fail_job
 from app.jobs.states import (
     CLOSING_TASKS,
+    ITEM_KINDS,
     JOB_SOURCES,
-    PLANNED_KINDS,
     TERMINAL_JOB_STATES,
     ChunkState,
     ItemState,
@@ -110,7 +110,7 @@ def _is_torn(row: Any) -> bool:
 
     Only where items wait in chunks: an ingest has one chunk without a range.
     """
-    if row.kind not in PLANNED_KINDS:
+    if row.kind not in ITEM_KINDS:
         return False
     return bool(sum(_found(row).values()) + row.waiting + row.untouched != row.total)
 

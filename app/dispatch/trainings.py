@@ -1,4 +1,4 @@
-"""Fine-tunings under way whose tenant has used up its training minutes are told to stop."""
+"""Trainings under way whose tenant has used up its training minutes are told to stop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import Row, func, select
 from app.db.session import Database
 from app.dispatch.apart import each_apart
 from app.jobs.move import move_job
-from app.jobs.states import ChunkState, ChunkTask, JobState, StopReason
+from app.jobs.states import TRAINING_TASKS, ChunkState, JobState, StopReason
 from app.jobs.tables import Chunk
 from app.jobs.training_time import quota_used_up, used_seconds
 from app.tenants.tables import Tenant
@@ -19,7 +19,7 @@ _BATCH = 200
 
 
 def stop_overspent_trainings(db: Database, max_training_minutes: int) -> int:
-    """Tell the running fine-tunings of tenants over their quota to stop; how many there were.
+    """Tell the running trainings of tenants over their quota to stop; how many there were.
 
     ``max_training_minutes`` is that of a tenant without one of its own. The jobs end failed, with
     the quota's code, once their workers have let go.
@@ -34,7 +34,7 @@ def stop_overspent_trainings(db: Database, max_training_minutes: int) -> int:
                 func.coalesce(Tenant.max_training_minutes, max_training_minutes).label("minutes"),
             )
             .join(Tenant, Tenant.id == Chunk.tenant_id)
-            .where(Chunk.state == ChunkState.RUNNING, Chunk.task == ChunkTask.FINETUNE)
+            .where(Chunk.state == ChunkState.RUNNING, Chunk.task.in_(TRAINING_TASKS))
             .distinct()
             .limit(_BATCH)
         ).all()
@@ -47,11 +47,13 @@ def stop_overspent_trainings(db: Database, max_training_minutes: int) -> int:
 def _stop(db: Database, tenant: Row[Any]) -> int:
     with db.system() as session:
         jobs = session.scalars(
-            select(Chunk.job_id).where(
+            select(Chunk.job_id)
+            .where(
                 Chunk.tenant_id == tenant.id,
                 Chunk.state == ChunkState.RUNNING,
-                Chunk.task == ChunkTask.FINETUNE,
+                Chunk.task.in_(TRAINING_TASKS),
             )
+            .distinct()
         ).all()
     stopped = 0
     # One transaction each: nobody holds the rows of two jobs.

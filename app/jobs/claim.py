@@ -66,6 +66,11 @@ class Lease:
         """Whether the chunk is a range of items, rather than one step for the whole job."""
         return self.hi > self.lo
 
+    @property
+    def trial(self) -> int | None:
+        """The number of the trial of a search, if the chunk is one."""
+        return self.lo if self.task is ChunkTask.TRIAL else None
+
 
 def claim_chunk(
     session: Session,

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.db.transition import transition
 from app.ids import CHUNK, new_id
+from app.jobs.conclude import conclude_search
 from app.jobs.move import move_job
 from app.jobs.speeds import add_speeds
 from app.jobs.states import (
@@ -61,8 +62,14 @@ def add_closing_chunk(session: Session, tenant_id: str, job_id: str, task: Chunk
 
 
 def end_job(session: Session, tenant_id: str, job_id: str) -> None:
-    """End a finalizing job: succeeded, partially succeeded or failed, by its counts."""
-    job = session.execute(select(Job.total, Job.failed).where(Job.id == job_id)).one()
+    """End a finalizing job: succeeded, partially succeeded or failed, by its counts.
+
+    A search has succeeded where one of its trials has: the others are why it was a search.
+    """
+    job = session.execute(select(Job.kind, Job.total, Job.failed).where(Job.id == job_id)).one()
+    if job.kind == JobKind.SEARCH:
+        _end_search(session, tenant_id, job_id)
+        return
     if job.total and job.failed == job.total:
         error = {
             "code": "all_items_failed",
@@ -76,6 +83,21 @@ def end_job(session: Session, tenant_id: str, job_id: str) -> None:
     else:
         move_job(session, tenant_id, job_id, JobState.SUCCEEDED)
         outcome = JobState.SUCCEEDED
+    _settle(session, tenant_id, job_id, outcome)
+
+
+def _end_search(session: Session, tenant_id: str, job_id: str) -> None:
+    outcome = JobState.SUCCEEDED
+    if conclude_search(session, tenant_id, job_id, is_whole=True):
+        move_job(session, tenant_id, job_id, outcome)
+    else:
+        outcome = JobState.FAILED
+        error = {
+            "code": "no_trial_finished",
+            "detail": "no trial of the search came to its end, so there is no network to register; "
+            "the job's trials say why",
+        }
+        move_job(session, tenant_id, job_id, outcome, error=error)
     _settle(session, tenant_id, job_id, outcome)
 
 
@@ -210,5 +232,8 @@ def _settle(session: Session, tenant_id: str, job_id: str, outcome: JobState) ->
         add_speeds(session, tenant_id, job_id)
     if kind == JobKind.INGEST:
         settle_upload(session, tenant_id, job_id, usable=done)
+    elif kind == JobKind.SEARCH and not done:
+        if not conclude_search(session, tenant_id, job_id, is_whole=False):
+            fail_version(session, tenant_id, job_id)
     elif kind in (JobKind.IMPORT, JobKind.FINETUNE) and not done:
         fail_version(session, tenant_id, job_id)

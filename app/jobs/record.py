@@ -43,11 +43,13 @@ def record_chunk(
     *,
     result: dict[str, Any] | None = None,
     speed: ChunkSpeed | None = None,
+    before_close: Callable[[Session], None] = lambda _: None,
 ) -> None:
     """Record a finished chunk; closes the job if this was the last.
 
     ``rows`` must hold every item of the chunk once; ``result`` is what a job without items
-    made. ``speed`` stays with the chunk until its job ends.
+    made. ``speed`` stays with the chunk until its job ends. ``before_close`` runs in the same
+    transaction, before the job may close; it holds the job's row.
 
     Raises:
         FencedError: the lease was lost; nothing is written.
@@ -57,6 +59,7 @@ def record_chunk(
     measured = {} if speed is None else {"speed": asdict(speed)}
     end_lease(session, lease, ChunkState.DONE, **measured)
     job = _count(session, lease, rows, extra={"result": result} if result is not None else {})
+    before_close(session)
     if job.state == JobState.CANCELLING:
         close_stopped_if_let_go(session, lease.tenant_id, lease.job_id)
     elif job.state == JobState.FINALIZING:

@@ -15,6 +15,8 @@ class JobKind(enum.StrEnum):
     EVALUATE = "evaluate"
     #: Train a recogniser on a dataset version and register what comes out.
     FINETUNE = "finetune"
+    #: Train recognisers by recipes that differ, and register what the best brought.
+    SEARCH = "search"
     #: Write the results of another job to a file.
     EXPORT = "export"
     #: Unpack an archive into shards and judge its members.
@@ -109,6 +111,8 @@ class ChunkTask(enum.StrEnum):
     #: Measure an evaluation whose items are all done, and write its report.
     EVALUATE = "evaluate"
     FINETUNE = "finetune"
+    #: Train by one recipe of a search.
+    TRIAL = "trial"
     EXPORT = "export"
     INGEST = "ingest"
     IMPORT = "import"
@@ -116,6 +120,12 @@ class ChunkTask(enum.StrEnum):
 
 #: Kinds whose input a plan cuts into chunks of items.
 PLANNED_KINDS = frozenset({JobKind.PREDICT, JobKind.EVALUATE})
+
+#: Kinds whose chunks are ranges of all their items. Each trial of a search is one.
+ITEM_KINDS = PLANNED_KINDS | {JobKind.SEARCH}
+
+#: Tasks that train: their time counts, and they keep checkpoints.
+TRAINING_TASKS = (ChunkTask.FINETUNE, ChunkTask.TRIAL)
 
 #: What is left to do once all items of such a job are done.
 CLOSING_TASKS: Mapping[JobKind, ChunkTask] = {JobKind.EVALUATE: ChunkTask.EVALUATE}

@@ -166,15 +166,17 @@ class Job(Base):
             "ended_at",
             postgresql_where=text(
                 "tidied_at IS NULL AND ended_at IS NOT NULL "
-                "AND kind IN ('finetune', 'export', 'import', 'evaluate')"
+                "AND kind IN ('finetune', 'export', 'import', 'evaluate', 'search')"
             ),
         ),
     )
 
 
-#: Chunks of fine-tunings that have ended, whose checkpoints are still to be deleted. As text, so
-#: that a query says it in the index's own words.
-UNTIDY = "task = 'finetune' AND cursor IS NOT NULL AND state NOT IN ('pending', 'running')"
+#: Chunks of trainings that have ended, whose checkpoints are still to be deleted. As text, so that
+#: a query says it in the index's own words.
+UNTIDY = (
+    "task IN ('finetune', 'trial') AND cursor IS NOT NULL AND state NOT IN ('pending', 'running')"
+)
 
 
 class Chunk(Base):
@@ -242,7 +244,7 @@ class Chunk(Base):
                 "state = 'running' OR (state = 'pending' AND last_rung_at IS NOT NULL)"
             ),
         ),
-        # Ended fine-tunings whose checkpoints are still to be deleted.
+        # Ended trainings whose checkpoints are still to be deleted.
         Index(
             "ix_chunks_untidy",
             "id",

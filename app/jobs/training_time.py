@@ -1,7 +1,7 @@
 """How long workers trained for a tenant within the last 30 days, and whether it may have more.
 
 Every attempt counts, failed and killed ones too: they took the worker from others. A trigger of the
-database writes an attempt's time as its chunk leaves ``running`` (migration 0024).
+database writes an attempt's time as its chunk leaves ``running`` (migrations 0024 and 0032).
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _USED = text(
          + (SELECT coalesce(sum(extract(epoch FROM
                 greatest(least(now(), lease_until) - running_at, interval '0'))), 0)
             FROM chunks
-            WHERE tenant_id = :tenant_id AND state = 'running' AND task = 'finetune')
+            WHERE tenant_id = :tenant_id AND state = 'running'
+              AND task IN ('finetune', 'trial'))
     """
 )
 # The spans that will leave the window, in the order in which they do.
@@ -56,7 +57,7 @@ def used_seconds(session: Session, tenant_id: str) -> float:
 
 
 def check_training_minutes(session: Session, tenant_id: str, quotas: Quotas) -> None:
-    """Let the tenant submit another fine-tuning.
+    """Let the tenant submit another training.
 
     Raises:
         TooManyError: ``too_many_training_minutes``.
@@ -76,7 +77,7 @@ def check_training_minutes(session: Session, tenant_id: str, quotas: Quotas) -> 
 
 
 def quota_used_up(minutes: int) -> TooManyError:
-    """Why a fine-tuning under way was stopped."""
+    """Why a training under way was stopped."""
     return TooManyError(
         f"this tenant's quota {QUOTA} of {minutes} within {WINDOW.days} days is used up; the "
         "metrics of the epochs that had ended and the best network so far are kept",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -93,30 +93,21 @@ def complete_version(
         NotFoundError: ``model_not_found``.
         ConflictError: ``model_not_pending``: the version is ready, archived or failed already.
     """
-    moved = transition(
+    fill_version(
         session,
-        ModelVersion,
-        VersionState.READY,
-        # Not an archived one: that becomes ready again with the weights that it has.
-        sources={VersionState.PENDING},
-        where=[ModelVersion.tenant_id == tenant_id, ModelVersion.id == version_id],
-        values={
-            "arch": spec.arch,
-            "arch_options": dict(spec.arch_options),
-            "classes": list(spec.classes),
-            "preprocess": spec.preprocess.as_dict(),
-            "preprocess_sha256": spec.preprocess.digest,
-            "weights_key": weights_key,
-            "weights_sha256": weights_sha256,
-            "weights_bytes": weights_bytes,
-            "sealed_sha256": sealed_sha256,
-            "parameter_count": parameter_count,
-            "macs": macs,
-            "scores": None if scores is None else dict(scores),
-            "lineage": ModelVersion.lineage.concat(dict(lineage or {})),
-        },
+        tenant_id,
+        version_id,
+        spec=spec,
+        weights_key=weights_key,
+        weights_sha256=weights_sha256,
+        weights_bytes=weights_bytes,
+        parameter_count=parameter_count,
+        macs=macs,
+        sealed_sha256=sealed_sha256,
+        scores=scores,
+        lineage=lineage,
     )
-    if moved:
+    if accept_version(session, tenant_id, version_id):
         return
     state = session.scalar(
         select(ModelVersion.state).where(
@@ -127,6 +118,72 @@ def complete_version(
         raise NotFoundError(f"there is no model version {version_id!r}", code="model_not_found")
     raise ConflictError(
         f"model version {version_id!r} is {state}, not pending", code="model_not_pending"
+    )
+
+
+def fill_version(
+    session: Session,
+    tenant_id: str,
+    version_id: str,
+    *,
+    spec: ModelSpec,
+    weights_key: str,
+    weights_sha256: str,
+    weights_bytes: int,
+    parameter_count: int,
+    macs: int | None = None,
+    sealed_sha256: str | None = None,
+    scores: Mapping[str, Any] | None = None,
+    lineage: Mapping[str, Any] | None = None,
+) -> str | None:
+    """Write into a pending version what it is, as for :func:`complete_version`; it stays pending.
+
+    What it was filled with before is replaced; the answer is the key of those weights, if any.
+    """
+    here = [
+        ModelVersion.tenant_id == tenant_id,
+        ModelVersion.id == version_id,
+        ModelVersion.state == VersionState.PENDING,
+    ]
+    before = session.scalar(select(ModelVersion.weights_key).where(*here).with_for_update())
+    session.execute(
+        update(ModelVersion)
+        .where(*here)
+        .values(
+            arch=spec.arch,
+            arch_options=dict(spec.arch_options),
+            classes=list(spec.classes),
+            preprocess=spec.preprocess.as_dict(),
+            preprocess_sha256=spec.preprocess.digest,
+            weights_key=weights_key,
+            weights_sha256=weights_sha256,
+            weights_bytes=weights_bytes,
+            sealed_sha256=sealed_sha256,
+            parameter_count=parameter_count,
+            macs=macs,
+            scores=None if scores is None else dict(scores),
+            lineage=ModelVersion.lineage.concat(dict(lineage or {})),
+        )
+        .execution_options(synchronize_session=False)
+    )
+    return before
+
+
+def accept_version(session: Session, tenant_id: str, version_id: str) -> bool:
+    """Make a pending version ready that was filled; False where it was not, or is not pending."""
+    return bool(
+        transition(
+            session,
+            ModelVersion,
+            VersionState.READY,
+            # Not an archived one: that becomes ready again with the weights that it has.
+            sources={VersionState.PENDING},
+            where=[
+                ModelVersion.tenant_id == tenant_id,
+                ModelVersion.id == version_id,
+                ModelVersion.weights_key.is_not(None),
+            ],
+        )
     )
 
 

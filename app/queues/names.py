@@ -10,7 +10,7 @@ class Queue(enum.StrEnum):
 
     #: Short work on the device: recognition, reports of evaluations, checks of imported weights.
     INFERENCE = "inference"
-    #: Long work on the device: fine-tuning.
+    #: Long work on the device: fine-tuning, and the trials of searches.
     TRAINING = "training"
     #: Work without torch: planning, ingest, export. Runs in the API's slim image.
     IO = "io"
@@ -25,6 +25,7 @@ QUEUE_OF_TASK = {
     "evaluate": Queue.INFERENCE,
     "import": Queue.INFERENCE,
     "finetune": Queue.TRAINING,
+    "trial": Queue.TRAINING,
 }
 
 #: Chunks a worker works on at once. Two for inference: one computes while the next is

@@ -28,8 +28,9 @@ _COUNTS = """
 """
 #: Key → digest of every object that a row needs. An archive is needed until its ingest job has
 #: ended, or has been cancelled; a shard without images was never stored; a checkpoint is needed
-#: while its training is open. A column by its name as text is one that a folder of an earlier
-#: version may lack.
+#: while its training is open, and so are the weights of the best trial so far of a search, whose
+#: version is pending. A column by its name as text is one that a folder of an earlier version may
+#: lack.
 _NAMED = """
     SELECT object_key, sha256 FROM uploads u
      WHERE kind = 'weights' AND state IN ('stored', 'ready')
@@ -43,11 +44,11 @@ _NAMED = """
     UNION ALL
     SELECT weights_key, coalesce(to_jsonb(v) ->> 'sealed_sha256', weights_sha256)
       FROM model_versions v
-     WHERE weights_key IS NOT NULL AND state IN ('ready', 'archived')
+     WHERE weights_key IS NOT NULL AND state IN ('pending', 'ready', 'archived')
     UNION ALL
     SELECT kept ->> 'key', kept ->> 'sha256'
       FROM chunks c, jsonb_array_elements(c.cursor -> 'checkpoints') AS kept
-     WHERE c.task = 'finetune' AND c.state IN ('pending', 'running')
+     WHERE c.task IN ('finetune', 'trial') AND c.state IN ('pending', 'running')
 """
 
 

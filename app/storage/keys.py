@@ -35,6 +35,11 @@ def weights(tenant_id: str, version_id: str) -> str:
     return f"{tenant_prefix(tenant_id)}weights/{_segment(version_id)}.sealed"
 
 
+def weights_prefix(tenant_id: str, version_id: str) -> str:
+    """What the keys of all weights begin with that were stored for a model version."""
+    return f"{tenant_prefix(tenant_id)}weights/{_segment(version_id)}."
+
+
 def plain_weights(tenant_id: str, version_id: str) -> str:
     """The weights of a model version of the time before weights were sealed."""
     return f"{tenant_prefix(tenant_id)}weights/{_segment(version_id)}.safetensors"
@@ -57,16 +62,22 @@ def scores(tenant_id: str, job_id: str, chunk_id: str, attempt: int) -> str:
     return f"{job_prefix(tenant_id, job_id)}scores/{_segment(chunk_id)}.{attempt}.safetensors"
 
 
-def checkpoint_prefix(tenant_id: str, job_id: str) -> str:
-    """Where the checkpoints of a training lie, whichever attempt wrote them."""
-    return f"{job_prefix(tenant_id, job_id)}checkpoints/"
+def checkpoint_prefix(tenant_id: str, job_id: str, trial: int | None = None) -> str:
+    """Where the checkpoints of a training lie, whichever attempt wrote them.
+
+    ``trial`` is its number where it is one of a search.
+    """
+    prefix = f"{job_prefix(tenant_id, job_id)}checkpoints/"
+    return prefix if trial is None else f"{prefix}{trial:06d}/"
 
 
-def checkpoint(tenant_id: str, job_id: str, attempt: int, steps: int) -> str:
+def checkpoint(
+    tenant_id: str, job_id: str, attempt: int, steps: int, trial: int | None = None
+) -> str:
     """The checkpoint that one attempt wrote after so many steps; another overwrites none of it."""
     if attempt < 0 or steps < 0:
         raise ValueError(f"attempt {attempt} or step {steps} is negative")
-    return f"{checkpoint_prefix(tenant_id, job_id)}{attempt:06d}-{steps:012d}.sealed"
+    return f"{checkpoint_prefix(tenant_id, job_id, trial)}{attempt:06d}-{steps:012d}.sealed"
 
 
 def _segment(text: str) -> str:

@@ -48,6 +48,15 @@ JOBS: dict[str, tuple[str, dict[str, Any]]] = {
         "models:write",
         {"kind": "finetune", "model": "digits", "input": {"dataset": "digits"}},
     ),
+    "search": (
+        "models:write",
+        {
+            "kind": "search",
+            "model": "digits",
+            "input": {"dataset": "digits"},
+            "options": {"space": {"learning_rate": {"low": 0.01, "high": 0.1}}},
+        },
+    ),
     "import": ("models:write", import_body()),
     "export": ("exports", {"kind": "export", "input": {"job": "{predict_job_id}"}}),
 }
@@ -81,7 +90,7 @@ PLAIN = {
     *("alias", "options.alias"),
     # Words that the code knows, or that are compared with nothing.
     *("action", "arch", "options.arch", "options.arch_options", "classes", "options.classes"),
-    "labels",
+    *("labels", "options.recipe.arch", "options.recipe.arch_options", "options.space.choices"),
     # An address and a token; tests/security/test_webhook_guard.py and test_links.py attack these.
     *("url", "token"),
 }

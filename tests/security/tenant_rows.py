@@ -24,7 +24,7 @@ from app.models.gate import GateRule, set_gate
 from app.models.tables import Model, Speed
 from app.tenants.keys import create_key
 from app.tenants.scopes import Scope
-from app.training.tables import TrainingTime
+from app.training.tables import TrainingTime, TrialRow
 from app.webhooks.register import create_webhook
 from tests.factories import PEPPER, add_job, add_key, add_upload, add_version
 from tests.integration.test_tenant_rows import furnish
@@ -91,6 +91,7 @@ def furnish_all(database: Database) -> str:
                     source="a",
                     state="succeeded",
                 ),
+                TrialRow(job_id=job.id, number=0, tenant_id=tenant_id, parameters={}),
                 Artifact(
                     id=new_id(ARTIFACT),
                     tenant_id=tenant_id,

@@ -198,6 +198,17 @@ NAMING = {
         "submit_job",
         {**JOBS["finetune"][1], "options": {"start": "{model_version_id}"}},
     ),
+    "search on a dataset": (
+        "submit_job",
+        {**JOBS["search"][1], "input": {"dataset": "{name}"}},
+    ),
+    "search that starts from a version": (
+        "submit_job",
+        {
+            **JOBS["search"][1],
+            "options": {**JOBS["search"][1]["options"], "recipe": {"start": "{model_version_id}"}},
+        },
+    ),
     "import of an upload": (
         "submit_job",
         {

@@ -1,4 +1,4 @@
-"""The checkpoints of a fine-tuning: stored under a key of their own, then named by the cursor.
+"""The checkpoints of a training: stored under a key of their own, then named by the cursor.
 
 A kill at any moment leaves the cursor at a whole checkpoint. The one before it is kept too,
 for the case that the newest cannot be read back. What was stored and never named, or named
@@ -44,7 +44,7 @@ _KEPT = 2
 
 
 class Checkpoints:
-    """What one attempt at a fine-tuning knows of the job's checkpoints, and writes of them."""
+    """What one attempt at a training knows of its checkpoints, and writes of them."""
 
     def __init__(self, process: WorkerProcess, held: HeldLease) -> None:
         self._process = process
@@ -64,6 +64,10 @@ class Checkpoints:
     def lease(self) -> Lease:
         """Under which they are written."""
         return self._held.lease
+
+    def alive(self, _answered: int) -> None:
+        """Say that the work goes on while no step ends, as while a large split is answered."""
+        self._held.report(self._held.progress)
 
     def resume(self, state: TrainingState) -> None:
         """Go on from the newest checkpoint that can be read; without one, from the beginning.
@@ -145,7 +149,9 @@ class Checkpoints:
 
     def _store(self, state: TrainingState) -> dict[str, Any]:
         lease = self._held.lease
-        key = keys.checkpoint(lease.tenant_id, lease.job_id, lease.attempt, state.steps)
+        key = keys.checkpoint(
+            lease.tenant_id, lease.job_id, lease.attempt, state.steps, lease.trial
+        )
         reach("checkpoint_begun")
         with memory_file() as file:
             save_checkpoint(state, path_of(file))
@@ -182,7 +188,8 @@ class Checkpoints:
                     lease,
                     cursor={"checkpoints": named[:_KEPT], "furthest": furthest},
                     gained=gained,
-                    progress=progress,
+                    # A search counts its trials.
+                    progress=progress if lease.trial is None else None,
                     lease_seconds=process.settings.lease_seconds,
                 )
                 also(session)

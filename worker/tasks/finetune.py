@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
@@ -16,24 +16,20 @@ from app.models.architectures import Family, find_architecture
 from app.models.spec import ModelSpec
 from app.training.metrics import log_metrics
 from app.training.recipe import TrainingRecipe
-from worker.evaluation.scores import Scores, score
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
-from worker.recognisers.cost import count_macs
-from worker.recognisers.preprocess import Normalise
-from worker.recognisers.weights import check_weights, save_weights
 from worker.tasks.artifacts import add_artifacts
 from worker.tasks.checkpoints import Checkpoints
 from worker.tasks.event_file import store_event_file
-from worker.tasks.files import memory_file, path_of
 from worker.tasks.splits import load_splits
-from worker.tasks.starts import load_start, look_up_training
+from worker.tasks.starts import look_up_training
 from worker.tasks.stopped import end_stopped
-from worker.tasks.versions import Tested, register_version, store_weights
+from worker.tasks.teach import Judged, fit_network, judge, store_network
+from worker.tasks.versions import register_version
 from worker.training.baselines import fit_baseline
 from worker.training.data import TrainingImages, TrainingStoppedError
-from worker.training.evaluate import evaluate
-from worker.training.fit import EpochReport, fit
+from worker.training.fit import EpochReport
+from worker.training.state import TrainingState
 
 #: Images of which a baseline's features are computed at once.
 _BASELINE_BATCH = 256
@@ -50,9 +46,8 @@ def finetune_chunk(process: WorkerProcess, held: HeldLease) -> None:
     checkpoints = Checkpoints(process, held)
     lineage: dict[str, Any] = {}
 
-    def alive(_answered: int) -> None:
-        # No step of the training ends while a large split is answered.
-        held.report(held.progress)
+    def keep_epoch(report: EpochReport, state: TrainingState) -> None:
+        checkpoints.keep_epoch(state, lambda session: _log_epoch(session, lease, report))
 
     try:
         loaded = load_splits(process, held, spec, splits, on_progress=checkpoints.report)
@@ -60,63 +55,15 @@ def finetune_chunk(process: WorkerProcess, held: HeldLease) -> None:
         if find_architecture(recipe.arch).family == Family.BASELINE:
             module = _fit_baseline(held, spec, recipe, images[Split.TRAIN])
         else:
-            module, lineage = _fit_network(
-                process, checkpoints, spec, recipe, images=images, on_answered=alive
+            module, lineage = fit_network(
+                process, checkpoints, spec, recipe, images=images, on_epoch=keep_epoch
             )
     except TrainingStoppedError:
         end_stopped(process, held, spec, checkpoints.state)
         return
-    test = images[Split.TEST]
-    module = module.to(process.device)
-    normalise = Normalise(spec.preprocess).to(process.device)
-    tested = evaluate(module, normalise, test, device=process.device, on_answered=alive)
-    scores = score(tested.predicted, test.targets, spec.classes)
-    _register(
-        process,
-        held,
-        spec,
-        module,
-        scores=scores,
-        tested=Tested(str(lease.dataset_version_id), Split.TEST, len(test)),
-        unread=sum(len(split.failed) for split in loaded),
-        lineage=lineage,
-    )
-
-
-def _fit_network(
-    process: WorkerProcess,
-    checkpoints: Checkpoints,
-    spec: ModelSpec,
-    recipe: TrainingRecipe,
-    *,
-    images: Mapping[Split, TrainingImages],
-    on_answered: Callable[[int], None],
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The trained network, and what its lineage tells of the training."""
-    lease = checkpoints.lease
-    lineage: dict[str, Any] = {}
-
-    def start(module: nn.Module) -> None:
-        if recipe.start is not None:
-            lineage["transfer"] = load_start(process, lease, recipe.start, module, spec)
-
-    fitted = fit(
-        spec,
-        recipe,
-        images[Split.TRAIN],
-        images[Split.TEST],
-        validation=images.get(Split.VALIDATION),
-        start=start,
-        device=process.device,
-        on_begin=checkpoints.resume,
-        before_step=checkpoints.before_step,
-        on_answered=on_answered,
-        on_epoch=lambda report, state: checkpoints.keep_epoch(
-            state, lambda session: _log_epoch(session, lease, report)
-        ),
-    )
-    lineage |= {"epoch": fitted.epoch, "epochs": fitted.epochs, "ended_by": fitted.ended_by}
-    return fitted.module, lineage
+    judged = judge(process, held, spec, module, images[Split.TEST])
+    unread = sum(len(split.failed) for split in loaded)
+    _register(process, held, spec, judged, unread=unread, lineage=lineage)
 
 
 def _fit_baseline(
@@ -153,23 +100,17 @@ def _register(
     process: WorkerProcess,
     held: HeldLease,
     spec: ModelSpec,
-    module: nn.Module,
+    judged: Judged,
     *,
-    scores: Scores,
-    tested: Tested,
     unread: int,
     lineage: Mapping[str, Any],
 ) -> None:
     """Store weights and curves, then make version, alias and job's end true in one transaction."""
-    lease = held.lease
-    version_id = str(lease.model_version_id)
-    with memory_file() as file:
-        save_weights(module, path_of(file))
-        report = check_weights(path_of(file), spec)
-        stored = store_weights(process, held, file)
+    lease, scores = held.lease, judged.scores
+    made = store_network(process, held, spec, judged.module)
     curves = store_event_file(process, lease)
     result = {
-        "model_version": version_id,
+        "model_version": str(lease.model_version_id),
         "accuracy": scores.accuracy,
         "precision": scores.precision,
         "recall": scores.recall,
@@ -181,12 +122,12 @@ def _register(
         process,
         lease,
         spec,
-        stored,
-        parameter_count=report.parameters,
-        macs=count_macs(spec),
+        made.stored,
+        parameter_count=made.parameters,
+        macs=made.macs,
         result=result,
         scores=scores.as_dict(),
-        tested=tested,
+        tested=judged.tested,
         lineage=lineage,
         also=lambda session: add_artifacts(session, lease, curves),
     )

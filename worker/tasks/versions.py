@@ -11,17 +11,15 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from app.datasets.tables import Split
 from app.errors import InvalidInputError, StorageError
 from app.jobs.claim import Lease
+from app.jobs.conclude import settle_job_alias
 from app.jobs.record import record_chunk
-from app.jobs.tables import Job
 from app.log import get_logger
 from app.models.evaluations import record_evaluation
-from app.models.promote import settle_alias
 from app.models.register import complete_version
 from app.models.resolve import get_version, spec_of
 from app.models.shared import SharedVersion
@@ -203,7 +201,8 @@ def store_weights(process: WorkerProcess, held: HeldLease, file: BufferedRandom)
         UnavailableError: it could not be written; trying again may help.
     """
     lease = held.lease
-    key = keys.weights(lease.tenant_id, f"{lease.model_version_id}.{lease.attempt}")
+    name = f"{lease.attempt}" if lease.trial is None else f"{lease.trial}.{lease.attempt}"
+    key = keys.weights(lease.tenant_id, f"{lease.model_version_id}.{name}")
     return store_sealed(process, lease, key, file, on_part=held.move)
 
 
@@ -269,22 +268,16 @@ def register_version(
                 scores=scores or {},
             )
         if options["alias"]:
-            _settle(session, lease, options["model"], options["alias"])
+            settle_job_alias(
+                session,
+                lease.tenant_id,
+                lease.job_id,
+                model=options["model"],
+                alias=options["alias"],
+                version_id=version_id,
+            )
         also(session)
     log.info("version_registered", version=version_id)
-
-
-def _settle(session: Session, lease: Lease, model: str, alias: str) -> None:
-    verdict = settle_alias(session, lease.tenant_id, model, alias, str(lease.model_version_id))
-    if verdict is None:
-        return
-    log.info("gate_asked", alias=alias, passed=verdict.passed, reason=verdict.reason)
-    session.execute(
-        update(Job)
-        .where(Job.id == lease.job_id, Job.tenant_id == lease.tenant_id)
-        .values(result=Job.result.concat({"promotion": {"alias": alias, **verdict.as_dict()}}))
-        .execution_options(synchronize_session=False)
-    )
 
 
 def fetch_object(

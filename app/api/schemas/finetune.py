@@ -75,8 +75,8 @@ class AugmentOptions(Request):
     )
 
 
-class FinetuneOptions(Request):
-    """The recipe of a training run; see `preset` for recipes that suit an architecture."""
+class RecipeOptions(Request):
+    """A recipe; see `preset` for recipes that suit an architecture."""
 
     preset: Preset | None = Field(
         None,
@@ -183,10 +183,19 @@ class FinetuneOptions(Request):
     )
     augment: AugmentOptions = AugmentOptions()
     seed: int = Field(_RECIPE.seed, ge=0, le=2**63 - 1)
-    alias: Name | None = Field(
-        "production", description="Points at the new version when it is ready; null moves none."
-    )
 
     def given(self) -> dict[str, Any]:
         """The fields of the recipe that the client named."""
         return self.model_dump(exclude_unset=True, exclude={"alias", "preset"})
+
+
+Alias = Annotated[
+    Name | None,
+    Field(description="Points at the new version when it is ready; null moves none."),
+]
+
+
+class FinetuneOptions(RecipeOptions):
+    """The recipe of a training run; see `preset` for recipes that suit an architecture."""
+
+    alias: Alias = "production"

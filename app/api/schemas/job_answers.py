@@ -48,6 +48,7 @@ class JobLinks(Answer):
     results: str
     errors: str
     metrics: str
+    trials: str
     events: str
     artifacts: str
     cancel: str

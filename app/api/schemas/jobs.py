@@ -20,6 +20,7 @@ from app.api.schemas.base import (
 )
 from app.api.schemas.finetune import FinetuneOptions
 from app.api.schemas.limits import Deadline, MaxFailed
+from app.api.schemas.search import SearchOptions
 
 #: A reference to a model, or ``owner/name…`` of a model that another tenant shares.
 ModelReference = Annotated[
@@ -192,6 +193,18 @@ class FinetuneJob(Request):
     metadata: Metadata = Field({})
 
 
+class SearchJob(Request):
+    """Train by recipes that differ, and register what the best of them brought."""
+
+    kind: Literal["search"]
+    input: FinetuneInput
+    model: Name
+    options: SearchOptions
+    priority: Priority = 0
+    deadline: Deadline | None = None
+    metadata: Metadata = Field({})
+
+
 class Preprocess(Request):
     """How an image file becomes the network's input; see the model version's own."""
 
@@ -278,17 +291,17 @@ class ExportJob(Request):
 class SubmitJob(
     RootModel[
         Annotated[
-            PredictJob | EvaluateJob | FinetuneJob | ImportJob | ExportJob,
+            PredictJob | EvaluateJob | FinetuneJob | SearchJob | ImportJob | ExportJob,
             Field(discriminator="kind"),
         ]
     ]
 ):
-    """A job of one of five kinds."""
+    """A job of one of six kinds."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
 
-JobKindWord = Literal["predict", "evaluate", "finetune", "export", "ingest", "import"]
+JobKindWord = Literal["predict", "evaluate", "finetune", "search", "export", "ingest", "import"]
 JobStateWord = Literal[
     "validating",
     "queued",
