@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
@@ -54,8 +54,9 @@ class EpochReport:
     held_out_loss: float
     held_out_accuracy: float
     learning_rate: float
-    #: Images that were learnt from in a second, since the epoch began or was gone on with.
-    images_per_second: float
+    #: Images that were learnt from in a second, since the epoch began or was gone on with; no two
+    #: runs that are otherwise equal have it alike.
+    images_per_second: float = field(compare=False)
     #: Of the whole epoch, the held-out split too.
     seconds: float
 
