@@ -17,6 +17,11 @@ def _never_read(self: Channel, *_: Any, **__: Any) -> None:
     threading.Event().wait()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Be a worker that has lost its ear."""
     Channel._brpop_start = _never_read  # type: ignore[method-assign]
     worker_main.main()
+
+
+if __name__ == "__main__":
+    main()

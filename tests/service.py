@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,8 +26,10 @@ from app.settings import Settings
 from app.storage.s3 import ObjectStore
 from app.uploads.receive import begin_upload, finish_upload, receive_bytes
 from app.uploads.tables import UploadKind
+from tests.nursery import Child, shared_nursery
 
 T = TypeVar("T")
+Process = subprocess.Popen[bytes] | Child
 _ENVIRONMENT_NAMES = {
     "database_url": "DATABASE_URL",
     "system_database_url": "SYSTEM_DATABASE_URL",
@@ -53,7 +55,7 @@ def environment(settings: Settings, **overrides: object) -> dict[str, str]:
 class WorkerHandle:
     """One worker process; killing it is part of the test."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, process: Process, log: Path) -> None:
         self.process = process
         self.log = log
         #: The id it registered under.
@@ -90,7 +92,7 @@ class Service:
         self.db = db
         self._module = module
         self._folder = folder
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[Process] = []
         self._count = 0
 
     def start_worker(
@@ -98,7 +100,8 @@ class Service:
         role: str,
         *,
         module: str | None = None,
-        prefix: Sequence[str] = (),
+        network: Path | None = None,
+        forked: bool = True,
         variables: Mapping[str, str] | None = None,
         **overrides: object,
     ) -> WorkerHandle:
@@ -106,19 +109,22 @@ class Service:
 
         ``overrides`` are settings, ``variables`` further ones of its environment; ``module``
         is run instead of the service's, where a test puts something before the worker, and
-        ``prefix`` are words before the command, which must end by becoming it.
+        ``network`` is the network namespace of its host. One that is not ``forked`` imports all
+        that it needs by itself, which takes seconds.
         """
         self._count += 1
         name = f"{self._folder.name}-{role}-{self._count}"
         log = self._folder / f"{name}.log"
         values = environment(self.settings, **{"worker_name": name, **overrides})
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", module or self._module, "--role", role],
-                env=values | dict(variables or {}),
-                stdout=output,
-                stderr=output,
-            )
+        values |= dict(variables or {})
+        module, arguments = module or self._module, ["--role", role]
+        process: Process
+        if forked:
+            process = shared_nursery().start(module, arguments, values, log, network)
+        else:
+            command = [sys.executable, "-m", module, *arguments]
+            with log.open("wb") as output:
+                process = subprocess.Popen(command, env=values, stdout=output, stderr=output)
         handle = WorkerHandle(process, log)
         self._processes.append(process)
 

@@ -6,6 +6,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -20,10 +21,13 @@ COMPOSED = {
 }
 
 
-def modules() -> Iterator[ast.Module]:
-    for package in ("app", "worker"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            yield ast.parse(path.read_text())
+@cache
+def modules() -> tuple[ast.Module, ...]:
+    return tuple(
+        ast.parse(path.read_text())
+        for package in ("app", "worker")
+        for path in sorted((ROOT / package).rglob("*.py"))
+    )
 
 
 def places_of_code(tree: ast.Module) -> Iterator[tuple[str, int]]:
@@ -82,7 +86,7 @@ def read_code(value: ast.expr | None, constants: dict[str, set[str]]) -> Iterato
 
 def known_codes() -> set[str]:
     """Every error code of the service, the workers and the client."""
-    trees = list(modules())
+    trees = modules()
     places: dict[str, set[int]] = defaultdict(set)
     constants: dict[str, set[str]] = defaultdict(set)
     for tree in trees:

@@ -20,11 +20,12 @@ PIN = re.compile(r"^([a-z0-9][a-z0-9._-]*)==(\S+)", re.MULTILINE)
 TORCH_WORLD = {"torch", "torchvision", "triton", "safetensors"}
 
 
-def modules_after(statement: str) -> set[str]:
-    """Top-level modules that a fresh Python has loaded after the statement."""
-    listing = "import sys; print('\\n'.join(name.partition('.')[0] for name in sys.modules))"
+def modules_after(*statements: str) -> list[set[str]]:
+    """Top-level modules that a fresh Python has loaded after each of the statements."""
+    listing = "print(*{name.partition('.')[0] for name in sys.modules})"
+    program = "\n".join(["import sys", *(f"{each}\n{listing}" for each in statements)])
     done = subprocess.run(
-        [sys.executable, "-c", f"{statement}\n{listing}"],
+        [sys.executable, "-c", program],
         check=True,
         capture_output=True,
         text=True,
@@ -33,41 +34,37 @@ def modules_after(statement: str) -> set[str]:
         env={"PATH": "/usr/bin:/bin"},
         timeout=60,
     )
-    return set(done.stdout.split())
+    return [set(line.split()) for line in done.stdout.splitlines()]
 
 
 def pins(lock_file: str) -> dict[str, str]:
     return dict(PIN.findall((ROOT / lock_file).read_text()))
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
+def test_what_runs_in_the_slim_image_loads_no_torch_and_no_tool_for_migrations() -> None:
+    # One process imports them all: what any of them loads is still there at the end.
+    for loaded in modules_after(
         "from app.api.app import create_app",
         "import app.cli.main",
         "import app.dispatch.run",
         "import worker.tasks.plan, worker.tasks.ingest, worker.tasks.export, worker.main",
-    ],
-)
-def test_what_runs_in_the_slim_image_loads_no_torch_and_no_tool_for_migrations(
-    statement: str,
-) -> None:
-    assert not modules_after(statement) & {*TORCH_WORLD, "alembic"}
+    ):
+        assert not loaded & {*TORCH_WORLD, "alembic"}
 
 
-def test_recognition_loads_no_web_framework_and_no_database() -> None:
-    loaded = modules_after("import worker.pipeline.run, worker.recognisers.load")
-    assert not loaded & {"flask", "sqlalchemy", "psycopg", "celery", "redis", "boto3"}
-
-
-def test_recognition_and_training_know_no_key() -> None:
+def test_recognition_loads_no_service_and_training_no_key_either() -> None:
+    recognition, training = modules_after(
+        "import worker.pipeline.run, worker.recognisers.load",
+        "import worker.training.checkpoint",
+    )
+    assert not recognition & {"flask", "sqlalchemy", "psycopg", "celery", "redis", "boto3"}
     # A bare GPU machine runs them; whoever opens sealed weights brings the library.
-    loaded = modules_after("import worker.recognisers.load, worker.training.checkpoint")
-    assert "cryptography" not in loaded
+    assert "cryptography" not in training
 
 
 def test_decode_children_load_no_torch() -> None:
-    assert not modules_after("import worker.pipeline.decode_child") & TORCH_WORLD
+    (loaded,) = modules_after("import worker.pipeline.decode_child")
+    assert not loaded & TORCH_WORLD
 
 
 def test_slim_image_installs_no_torch() -> None:

@@ -25,7 +25,7 @@ def ingest(settings: Settings, folder: Path, content: bytes) -> tuple[Job, int]:
     db = Database.from_settings(settings)
     try:
         with running_service(settings, db, folder) as service:
-            worker = service.start_worker("io")
+            worker = service.start_worker("io", forked=False)
             tenant_id = make_tenant(db)
             job = service.ingest(tenant_id, content)
             job = service.wait_for_end(tenant_id, job.id, seconds=3600)

@@ -20,8 +20,8 @@ import psycopg
 from app.settings import Settings
 from app.stack.processes import free_port
 from tests.faults.acts import note
-from tests.faults.nursery import Child, Nursery
 from tests.faults.plan import Plan
+from tests.nursery import Child, Nursery
 from tests.service import environment, wait_until
 
 Role = Literal["inference", "io", "dispatcher"]
@@ -100,7 +100,7 @@ class Crew:
                 for post in self._posts
                 if post.role == role
                 and post.child is not None
-                and post.child.is_alive()
+                and post.child.poll() is None
                 and not (spared and self._is_spared(post))
             ]
 
@@ -112,7 +112,7 @@ class Crew:
                 return None
             child = self._rng.choice(living)
             note(Plan(ledger=str(self._ledger)), "anywhere", number.name.lower(), pid=child.pid)
-            child.send(number)
+            child.send_signal(number)
             return child
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class Crew:
         while not self._closing.wait(0.02):
             with self._lock:
                 for post in self._posts:
-                    if post.child is not None and not post.child.is_alive():
+                    if post.child is not None and post.child.poll() is not None:
                         self.deaths[post.child.pid] = time.time()
                         post.renamed += self._rng.random() < self.orders.renamed
                         self._fill(post)
@@ -136,8 +136,6 @@ class Crew:
         return self.orders.spared is not None and (post.role, post.number) == ("inference", 1)
 
     def _fill(self, post: Post) -> None:
-        if post.child is not None:
-            post.child.close()
         spared = self.orders.spared if self._is_spared(post) else None
         plan = spared or self.orders.plan(post.role)
         system_url = self._settings.system_url if post.role == "dispatcher" else None
@@ -155,9 +153,8 @@ class Crew:
 
     def _end(self, post: Post) -> None:
         if post.child is not None:
-            post.child.send(signal.SIGKILL)
+            post.child.kill()
             post.child.wait(10)
-            post.child.close()
             post.child = None
 
 

@@ -147,7 +147,7 @@ def freeze_worker(trial: Trial) -> None:
         frozen = trial.stage.crew.strike("inference", signal.SIGSTOP)
         if frozen is not None:
             threading.Event().wait(_FROZEN_SECONDS)
-            frozen.send(signal.SIGCONT)
+            frozen.send_signal(signal.SIGCONT)
     trial.wait_for_end()
 
 
@@ -160,7 +160,7 @@ def freeze_in_transaction(trial: Trial) -> None:
     # Until then the job's row stays locked; others wait, and the database ends it.
     threading.Event().wait(_IDLE_SECONDS + 1)
     for worker in trial.stage.crew.living("inference"):
-        worker.send(signal.SIGCONT)
+        worker.send_signal(signal.SIGCONT)
     trial.wait_for_end()
 
 

@@ -25,10 +25,10 @@ from tests.faults.audit import install_audit
 from tests.faults.crew import ApiServer, Crew
 from tests.faults.journal import Caller, Client, Journal
 from tests.faults.library import BUCKET, register_model
-from tests.faults.nursery import Nursery
 from tests.faults.plan import Ledger
 from tests.faults.s3_proxy import S3Proxy
 from tests.local_parts import build_database, scratch_folder
+from tests.nursery import shared_nursery
 
 LEASE_SECONDS = 2.0
 CHUNK_ITEMS = 128
@@ -113,8 +113,6 @@ def open_stage(seed: int) -> Iterator[Stage]:
         folder = cleanup.enter_context(scratch_folder("darkroom-faults-"))
         logs = folder / "processes"
         logs.mkdir()
-        nursery = Nursery(logs / "nursery.log")
-        cleanup.callback(nursery.close)
         parts = LocalPostgres(folder), LocalValkey(folder), LocalS3(folder)
         for part in parts:
             cleanup.callback(part.stop)
@@ -130,7 +128,7 @@ def open_stage(seed: int) -> Iterator[Stage]:
         store = ObjectStore.from_settings(_settings(folder, postgres, valkey, s3, s3.endpoint_url))
         store.ensure_bucket(BUCKET)
         ledger = Ledger(folder / "ledger")
-        crew = Crew(nursery, settings, logs, ledger.path, random.Random(seed))
+        crew = Crew(shared_nursery(), settings, logs, ledger.path, random.Random(seed))
         cleanup.callback(crew.close)
         api = ApiServer(settings, logs)
         cleanup.callback(api.kill)

@@ -11,6 +11,7 @@ import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 #: The caller's address on the switch; the hosts follow.
 HERE = "10.213.0.1"
@@ -27,13 +28,18 @@ class Host:
         self._holder = subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE)
 
     @property
+    def network(self) -> Path:
+        """Its network namespace."""
+        return Path(f"/proc/{self._holder.pid}/ns/net")
+
+    @property
     def command(self) -> Sequence[str]:
         """Words before a command that is to run on this host."""
         return ["nsenter", f"--target={self._holder.pid}", "--net", "--"]
 
     def plug_in(self) -> None:
         """Connect it to the switch for the first time."""
-        while os.readlink(f"/proc/{self._holder.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
+        while os.readlink(self.network) == os.readlink("/proc/self/ns/net"):
             assert self._holder.poll() is None, "unshare has ended"
             os.sched_yield()
         peer = ["peer", "name", "eth0", "netns", str(self._holder.pid)]

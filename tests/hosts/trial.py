@@ -49,7 +49,7 @@ class Trial:
 
     def start_worker(self, host: Host, role: str, **more: Any) -> WorkerHandle:
         """A worker on that host."""
-        return self.service.start_worker(role, prefix=host.command, **self._reach, **more)
+        return self.service.start_worker(role, network=host.network, **self._reach, **more)
 
     def submit(self, seed: int) -> tuple[Job, dict[str, str]]:
         """A job of small images, and the right answer of each."""

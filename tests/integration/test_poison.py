@@ -29,8 +29,9 @@ def keep_a_worker(service: Service, plan: Plan, ended: threading.Event, deaths: 
         )
         while worker.process.poll() is None and not ended.wait(0.1):
             pass
-        if worker.process.poll() is not None:
-            deaths.append(worker.process.returncode)
+        status = worker.process.poll()
+        if status is not None:
+            deaths.append(status)
 
 
 def test_item_that_kills_every_worker_fails_alone_and_its_neighbours_succeed(
