@@ -253,7 +253,10 @@ def finish(darkroom: Darkroom, job: Job, *, as_json: bool = False) -> Exit:
         say(f"  try them again: darkroom retry {job.id}{' --model ANOTHER' if revoked else ''}")
     if job.state == "succeeded" and job.kind in _MAKES_VERSION and job.model_version:
         say(f"  {job.model_version.reference}  {job.model_version.id}")
-    scores = {name: value for name, value in (job.result or {}).items() if isinstance(value, float)}
+    result = job.result or {}
+    if job.kind == "search" and result:
+        say(f"  trial {result['trial']}  {pairs_text(result['parameters']) or ''}")
+    scores = {name: value for name, value in result.items() if isinstance(value, float)}
     if scores:
         say("  " + "  ".join(f"{name} {_number(value)}" for name, value in scores.items()))
     return EXIT_OF_STATE.get(job.state, Exit.FAILED)

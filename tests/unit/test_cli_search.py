@@ -115,4 +115,5 @@ def test_watch_of_a_search_prints_every_trial_as_it_ends(service, run):
     ]
     assert "4 trials" in done.stdout
     assert "pets@2" in done.stdout
+    assert "trial 3  learning_rate=0.04" in done.stdout
     assert "accuracy 0.8800" in done.stdout
