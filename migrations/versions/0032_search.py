@@ -63,7 +63,8 @@ def downgrade() -> None:
     )
     op.execute(
         "UPDATE model_versions SET job_id = NULL, "
-        "state = CASE WHEN state = 'pending' THEN 'failed' ELSE state END "
+        "state = CASE WHEN model_versions.state = 'pending' THEN 'failed' "
+        "ELSE model_versions.state END "
         "FROM jobs WHERE model_versions.job_id = jobs.id AND jobs.kind = 'search'"
     )
     op.execute("DELETE FROM jobs WHERE kind = 'search'")
