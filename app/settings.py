@@ -308,6 +308,12 @@ class Settings(BaseSettings):
             "fit are decoded again in each epoch."
         ),
     )
+    train_devices: Annotated[str, Field(pattern=r"^(all|[1-9][0-9]?)$")] = Field(
+        "1",
+        description=(
+            "GPUs of a worker that one training uses: a number, or `all`. Without a GPU, processes."
+        ),
+    )
 
     # This process
     worker_name: str | None = Field(

@@ -77,6 +77,17 @@ class WorkerProcess:
         return describe_device(self.device)
 
     @cached_property
+    def train_devices(self) -> list[str]:
+        """The devices of one training; the first is :attr:`device`.
+
+        Raises:
+            SettingsError: the machine has fewer than the settings ask for.
+        """
+        from worker.training.lead import choose_devices
+
+        return choose_devices(self.settings.train_devices, self.device)
+
+    @cached_property
     def recognisers(self) -> RecogniserCache:
         """Recognisers kept warm between chunks."""
         from worker.recognisers.cache import RecogniserCache
@@ -124,8 +135,12 @@ class WorkerProcess:
         Raises:
             SchemaError: the database was migrated by another version of Darkroom.
             UnavailableError: the database does not answer.
+            SettingsError: this machine has fewer devices than a training is to use.
         """
         require_schema(self.db)
+        if self.queue is Queue.TRAINING and self.settings.train_devices != "1":
+            # Now, and not when the first training comes.
+            _ = self.train_devices
         if self.queue is not Queue.IO and self.settings.torch_threads:
             import torch
 

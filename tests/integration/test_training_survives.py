@@ -6,11 +6,13 @@ import json
 import signal
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.db.session import Database
+from app.jobs.cancel import cancel_job
 from app.jobs.states import ChunkState, JobState
 from app.jobs.submit import submit_finetune
 from app.jobs.tables import Job
@@ -149,6 +151,8 @@ def test_training_killed_mid_epoch_and_mid_checkpoint_ends_with_the_same_numbers
     undisturbed = outcome(service, database, tenant_id, submit(database, tenant_id, dataset))
     assert ended == undisturbed
     assert len(ended["metrics"]) == 6 * RECIPE.epochs
+    # Else it may take the training of the next test.
+    assert worker.stop() == 0
 
 
 def resumed_at(worker: WorkerHandle) -> tuple[int, int]:
@@ -158,3 +162,53 @@ def resumed_at(worker: WorkerHandle) -> tuple[int, int]:
             said = json.loads(line)
             return said["epoch"], said["steps"]
     raise AssertionError(f"the worker resumed nothing: {worker.log.read_text()}")
+
+
+def test_training_by_two_processes_ends_well_and_they_end_with_their_worker(
+    service: Service, database: Database, tenant_id: str
+) -> None:
+    dataset = freeze_shapes(service, database, tenant_id)
+    job = submit(database, tenant_id, dataset)
+    worker = service.start_worker(
+        "training",
+        train_devices="2",
+        worker_name="trainer",
+        lease_seconds=60,
+        torch_threads=1,
+        decode_processes=1,
+    )
+    (rank,) = wait_until(lambda: ranks_of(worker.process.pid), "another process", seconds=120)
+    ended = service.wait_for_end(tenant_id, job.id, seconds=180)
+    assert ended.state == JobState.SUCCEEDED, ended.error
+    assert not is_alive(rank)
+    with database.tenant(tenant_id) as session:
+        version = get_version(session, tenant_id, str(ended.model_version_id))
+    assert version.lineage["devices"] == 2
+    assert len(metrics(database, tenant_id, job)) == 8 * RECIPE.epochs
+
+    job = submit(database, tenant_id, dataset)
+    (rank,) = wait_until(lambda: ranks_of(worker.process.pid), "another process", seconds=120)
+    worker.kill()
+    wait_until(lambda: not is_alive(rank), "the other process has ended")
+    with database.tenant(tenant_id) as session:
+        cancel_job(session, tenant_id, job.id)
+
+
+def ranks_of(pid: int) -> list[int]:
+    """Processes that a worker has started to train with it."""
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for thread in threads for child in thread.read_text().split()]
+    return [child for child in children if "worker.training.follow" in command_of(child)]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether it still is such a process."""
+    return "worker.training.follow" in command_of(pid)
+
+
+def command_of(pid: int) -> str:
+    """Empty for one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except FileNotFoundError:
+        return ""

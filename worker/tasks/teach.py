@@ -9,9 +9,11 @@ from typing import Any
 from torch import nn
 
 from app.datasets.tables import Split
+from app.log import get_logger
 from app.models.spec import ModelSpec
 from app.training.recipe import TrainingRecipe
 from worker.evaluation.scores import Scores, score
+from worker.exits import ExitCode, leave
 from worker.heartbeat import HeldLease
 from worker.process import WorkerProcess
 from worker.recognisers.cost import count_macs
@@ -25,7 +27,10 @@ from worker.tasks.versions import Tested, store_weights
 from worker.training.data import TrainingImages
 from worker.training.evaluate import evaluate
 from worker.training.fit import EpochReport, fit
+from worker.training.lead import lead_ranks
 from worker.training.state import TrainingState
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,7 @@ def fit_network(
 
     Raises:
         TrainingStoppedError: the work must stop.
+        RankDiedError: another process of the training ended; trying again may help.
         DarkroomError: as :func:`worker.training.fit.fit` and :func:`load_start`.
     """
     lease = checkpoints.lease
@@ -76,21 +82,32 @@ def fit_network(
         checkpoints.resume(state)
         on_begin(state)
 
-    fitted = fit(
-        spec,
-        recipe,
-        images[Split.TRAIN],
-        images[Split.TEST],
-        validation=images.get(Split.VALIDATION),
-        start=start,
-        device=process.device,
-        on_begin=resume,
-        before_step=checkpoints.before_step,
-        on_answered=checkpoints.alive,
-        on_epoch=on_epoch,
-    )
+    devices = process.train_devices
+    with lead_ranks(spec, recipe, devices, on_death=_leave) as ranks:
+        fitted = fit(
+            spec,
+            recipe,
+            images[Split.TRAIN],
+            images[Split.TEST],
+            validation=images.get(Split.VALIDATION),
+            start=start,
+            device=process.device,
+            on_begin=resume,
+            before_step=checkpoints.before_step,
+            on_answered=checkpoints.alive,
+            on_epoch=on_epoch,
+            ranks=ranks,
+        )
+    if len(devices) > 1:
+        lineage["devices"] = len(devices)
     lineage |= {"epoch": fitted.epoch, "epochs": fitted.epochs, "ended_by": fitted.ended_by}
     return fitted.module, lineage
+
+
+def _leave(how: str) -> None:
+    """End this worker, whose GPU may wait for one of another rank for ever."""
+    log.critical("rank_died", detail=how)
+    leave(ExitCode.DEVICE_BROKEN)
 
 
 def judge(

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from app.errors import InvalidInputError
@@ -21,6 +20,7 @@ from worker.recognisers.registry import build_module
 from worker.training.augment import Augmenter
 from worker.training.data import TrainingImages
 from worker.training.evaluate import evaluate
+from worker.training.hand_out import hand_out_images, share_state
 from worker.training.optim import (
     build_optimizer,
     learning_parameters,
@@ -29,9 +29,15 @@ from worker.training.optim import (
     set_rates,
 )
 from worker.training.order import class_weights, epoch_order
+from worker.training.ranks import ALONE, Ranks
 from worker.training.seed import seeded
 from worker.training.state import TrainingState, begin_state
-from worker.training.steps import choose_batch_size, learn_step, normalises_over_batch
+from worker.training.steps import (
+    choose_batch_size,
+    learn_step,
+    normalises_over_batch,
+    put_on_device,
+)
 
 HeldOut = Literal["validation", "test"]
 EndedBy = Literal["epochs", "early_stopping", "max_seconds"]
@@ -92,6 +98,7 @@ def fit(
     before_step: Callable[[TrainingState], None] = _nothing,
     on_answered: Callable[[int], None] = lambda _: None,
     clock: Callable[[], float] = time.perf_counter,
+    ranks: Ranks = ALONE,
 ) -> Fitted:
     """Train the network of ``spec``, from random weights or those that ``start`` puts into it.
 
@@ -100,7 +107,8 @@ def fit(
     ``before_step`` is called before each step, ``on_epoch`` as an epoch ends; both may
     save the state, and end the training by raising. ``on_answered`` is that of
     :func:`evaluate`, which follows each epoch. On a CPU the same seed gives the same
-    network, however often it was interrupted.
+    network, however often it was interrupted. Of several ``ranks`` this is the first; on as
+    many again the same holds.
 
     Raises:
         InvalidInputError: there is nothing to train or test on, the recipe and the images do
@@ -115,11 +123,12 @@ def fit(
         )
     held_out: HeldOut = "test" if validation is None else "validation"
     judged = test if validation is None else validation
+    train = hand_out_images(train, ranks)
     with seeded(recipe.seed, device) as order:
         module = build_module(spec)
         if start is not None:
             start(module)
-        module = _on_device(module, device)
+        module = put_on_device(module, device)
         normalise = Normalise(spec.preprocess).to(device)
         state = begin_state(
             spec,
@@ -131,10 +140,12 @@ def fit(
             batch_size=choose_batch_size(recipe.train_batch_size, device),
             device=device,
             clock=clock,
+            ranks=ranks,
         )
         on_begin(state)
-        weights = _class_weights(spec, recipe, train, device)
-        while (ended_by := _ended_by(state)) is None:
+        share_state(state, ranks)
+        weights = weigh_classes(spec, recipe, train, device)
+        while ranks.agree((ended_by := _ended_by(state)) is None):
             learning_rate = recipe.learning_rate * rate_factor(
                 recipe, state.epoch * state.steps_per_epoch, state.steps_per_epoch
             )
@@ -173,6 +184,7 @@ def fit(
                 ),
                 state,
             )
+    assert ended_by is not None
     module.load_state_dict(state.kept_weights())
     return Fitted(
         module.eval(),
@@ -211,6 +223,7 @@ def train_one_epoch(
     with closing(images.batches(order, state.batch_size, done)) as batches:
         while state.epoch_steps < state.steps_per_epoch:
             before_step(state)
+            state.ranks.seed_step(state.augmenting, recipe.seed, state.steps)
             set_rates(state.optimizer, rate_factor(recipe, state.steps, state.steps_per_epoch))
             step = [
                 augment(
@@ -219,9 +232,10 @@ def train_one_epoch(
                     state.augmenting,
                 )
                 for pixels, targets in islice(batches, recipe.accumulate_batches)
+                if len(targets)
             ]
             learn_step(state, step, normalise, class_weights)
-            if state.time_is_up:
+            if recipe.max_seconds is not None and state.ranks.agree(state.time_is_up):
                 break
     seen = state.images_seen
     mean_loss = float(state.loss_sum) / seen
@@ -245,16 +259,10 @@ def _ended_by(state: TrainingState) -> EndedBy | None:
     return None
 
 
-def _on_device(module: nn.Module, device: str) -> nn.Module:
-    if torch.device(device).type == "cuda":
-        # The memory order that the pixels have anyway, and the one that tensor cores want.
-        module = module.to(memory_format=torch.channels_last)
-    return module.to(device)
-
-
-def _class_weights(
+def weigh_classes(
     spec: ModelSpec, recipe: TrainingRecipe, train: TrainingImages, device: str
 ) -> Tensor | None:
+    """What each class weighs in the loss, float32 [classes]; None where all weigh alike."""
     if recipe.class_weights == "none":
         return None
     return class_weights(train.targets, len(spec.classes)).to(device)

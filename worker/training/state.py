@@ -17,6 +17,7 @@ from app.models.spec import ModelSpec
 from app.training.recipe import TrainingRecipe
 from worker.training.data import TrainingImages
 from worker.training.ema import Ema
+from worker.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ class TrainingState:
     #: Images of the running epoch that were answered right so far, int64 [].
     correct: Tensor
     clock: Callable[[], float]
+    #: The processes that train together.
+    ranks: Ranks = ALONE
     #: Parts that each batch is computed in, since a device has no memory for a whole one.
     parts: int = 1
     #: Epochs that are over.
@@ -144,6 +147,7 @@ def begin_state(
     batch_size: int,
     device: str,
     clock: Callable[[], float] = time.perf_counter,
+    ranks: Ranks = ALONE,
 ) -> TrainingState:
     """The state before the first step; ``module`` is on ``device`` already."""
     state = TrainingState(
@@ -161,6 +165,7 @@ def begin_state(
         loss_sum=torch.zeros((), device=device),
         correct=torch.zeros((), dtype=torch.int64, device=device),
         clock=clock,
+        ranks=ranks,
     )
     state.begin_epoch()
     return state

@@ -32,6 +32,14 @@ def choose_batch_size(asked: int, device: str) -> int:
     return asked or AUTOMATIC_BATCH_SIZE.get(torch.device(device).type, 32)
 
 
+def put_on_device(module: nn.Module, device: str) -> nn.Module:
+    """The network where it learns."""
+    if torch.device(device).type == "cuda":
+        # The memory order that the pixels have anyway, and the one that tensor cores want.
+        module = module.to(memory_format=torch.channels_last)
+    return module.to(device)
+
+
 def normalises_over_batch(module: nn.Module) -> bool:
     """Whether the network has a layer that cannot learn from a single image."""
     return any(isinstance(layer, _BatchNorm) and layer.training for layer in module.modules())
@@ -52,8 +60,12 @@ def learn_step(
         InvalidInputError: ``out_of_device_memory``.
     """
     batches = [batch for batch in batches if _can_learn(state, batch)]
-    if batches:
-        sums = _gradients(state, batches, normalise, class_weights)
+    sums = _gradients(state, batches, normalise, class_weights) if batches else None
+    if state.ranks.size > 1:
+        weights = [batch_weight(batch.targets, class_weights) for batch in batches]
+        weight = torch.stack(weights).sum() if weights else None
+        sums = state.ranks.add_up(state.module, weight, sums)
+    if sums is not None:
         if state.recipe.clip_norm:
             nn.utils.clip_grad_norm_(state.module.parameters(), state.recipe.clip_norm)
         state.optimizer.step()
