@@ -187,7 +187,10 @@ def list_moves(
 def _lock_model(session: Session, tenant_id: str, name: str) -> Model:
     """The model, its row locked: two moves of its aliases come one after the other."""
     found = get_model(session, tenant_id, name)
-    session.execute(select(Model.id).where(Model.id == found.id).with_for_update())
+    # Not against the key: a job that fills a version and makes it ready in one transaction holds
+    # its model's key, since PostgreSQL checks anew the links of what the transaction has written.
+    lock = select(Model.id).where(Model.id == found.id).with_for_update(key_share=True)
+    session.execute(lock)
     return found
 
 

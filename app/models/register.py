@@ -43,8 +43,11 @@ def announce_version(
         .values(id=new_id(MODEL), tenant_id=tenant_id, name=model)
         .on_conflict_do_nothing(index_elements=[Model.tenant_id, Model.name])
     )
+    # Not against the key, which a job holds that makes a version ready and moves an alias next.
     model_id = session.scalars(
-        select(Model.id).where(Model.tenant_id == tenant_id, Model.name == model).with_for_update()
+        select(Model.id)
+        .where(Model.tenant_id == tenant_id, Model.name == model)
+        .with_for_update(key_share=True)
     ).one()
     # A statement of its own: only what starts after the lock was granted sees the last number.
     last = session.scalar(
