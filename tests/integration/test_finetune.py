@@ -16,9 +16,11 @@ from app.jobs.artifacts import list_artifacts
 from app.jobs.cancel import cancel_job
 from app.jobs.evaluate import submit_evaluate
 from app.jobs.results import page_results
-from app.jobs.states import JobState
+from app.jobs.search import submit_search
+from app.jobs.states import ChunkState, JobState
 from app.jobs.submit import submit_finetune, submit_predict
-from app.jobs.tables import Item, Job
+from app.jobs.tables import Chunk, Item, Job
+from app.jobs.trials import list_trials
 from app.locations import ANYWHERE
 from app.models.resolve import get_version, resolve_version
 from app.models.states import VersionState
@@ -26,11 +28,12 @@ from app.settings import Settings
 from app.storage.s3 import ObjectStore
 from app.training.metrics import read_metrics
 from app.training.recipe import TrainingRecipe
+from app.training.search import Search, Trial, read_space
 from app.training.start import spell_recipe
 from tests.events import read_events
 from tests.factories import add_upload, add_version, entry
 from tests.service import Service, running_service, wait_until
-from tests.shapes import SHAPES, freeze_shapes
+from tests.shapes import SHAPES, freeze_shapes, put_shapes
 
 EPOCHS = 5
 
@@ -281,3 +284,45 @@ def test_version_that_cannot_be_started_from_is_refused(database: Database, tena
     with pytest.raises(InvalidInputError) as caught:
         submit(database, tenant_id, "pets@1", arch="patch_transformer", input_px=30)
     assert caught.value.code == "preprocess_invalid"
+
+
+def test_two_workers_try_recipes_at_once_and_one_finishes_what_the_other_left(
+    service: Service, database: Database, objects: ObjectStore, tenant_id: str
+) -> None:
+    dataset = put_shapes(database, objects, service.settings.bucket, tenant_id)
+    space = {"learning_rate": {"low": 1e-3, "high": 5e-2, "log": True}}
+    doomed = service.start_worker("training")
+    with database.tenant(tenant_id) as session:
+        job = submit_search(
+            session,
+            tenant_id,
+            dataset=dataset,
+            model="shapes",
+            recipe=TrainingRecipe(epochs=10, train_batch_size=8),
+            search=Search(read_space(space), trials=3, seed=2),
+        )
+
+    def in_work() -> dict[str, Trial] | None:
+        """Worker → its trial, once both have one."""
+        with database.tenant(tenant_id) as session:
+            trials = {trial.number: trial for trial in list_trials(session, tenant_id, job.id)}
+            rows = session.execute(
+                select(Chunk.worker_id, Chunk.lo).where(
+                    Chunk.job_id == job.id, Chunk.state == ChunkState.RUNNING
+                )
+            ).all()
+        found = {str(row.worker_id): trials[row.lo] for row in rows if row.lo in trials}
+        return found if len(found) == 2 else None
+
+    left = wait_until(in_work, "both workers try a recipe", seconds=60)[doomed.id]
+    doomed.kill()
+    ended = service.wait_for_end(tenant_id, job.id, seconds=120)
+    assert ended.state == JobState.SUCCEEDED, ended.error
+    with database.tenant(tenant_id) as session:
+        trials = list_trials(session, tenant_id, job.id)
+        version = resolve_version(session, tenant_id, "shapes@production")
+        attempts = select(Chunk.attempt).where(Chunk.job_id == job.id, Chunk.lo == left.number)
+        assert session.scalar(attempts) == 2
+    assert [trial.state for trial in trials] == ["complete"] * 3
+    assert trials[left.number].parameters == left.parameters
+    assert version.lineage["search"]["trial"] == (ended.result or {})["trial"]

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, insert, select, text, update
 
 from app.db.session import Database
 from app.dispatch.cleanup_objects import tidy_checkpoints, tidy_jobs
@@ -18,10 +18,10 @@ from app.jobs.cancel import cancel_job
 from app.jobs.claim import Lease
 from app.jobs.narrow import narrow_killed_chunk
 from app.jobs.search import submit_search
-from app.jobs.states import ChunkState, ChunkTask, JobState
-from app.jobs.tables import Chunk, Job
+from app.jobs.states import ChunkState, JobState
+from app.jobs.tables import Chunk
 from app.jobs.training_time import used_seconds
-from app.jobs.trials import begin_trial, list_trials
+from app.jobs.trials import begin_trial
 from app.models.resolve import get_version, resolve_version
 from app.models.states import VersionState
 from app.models.tables import Evaluation
@@ -32,66 +32,17 @@ from app.storage.s3 import ObjectStore
 from app.training.metrics import read_metrics
 from app.training.recipe import TrainingRecipe
 from app.training.search import Search, Trial, read_space
+from app.training.tables import TrialRow
+from tests.api_client import Api, make_app, make_key
 from tests.doors import worker_inside
-from tests.jobs import chunk_ids, claim, look_at_job, lose_worker
+from tests.factories import make_tenant
+from tests.jobs import chunk_ids, lose_worker
+from tests.searches import BUCKET, EPOCHS, SPACE, SearchJob
+from tests.service import end_open_work
 from tests.shapes import put_shapes
 from tests.unit.pictures import one_torch_thread
-from worker.heartbeat import HeldLease
-from worker.process import WorkerProcess
 from worker.tasks import trial as trial_task
 from worker.tasks.trial import trial_chunk
-
-BUCKET = "darkroom"
-EPOCHS = 3
-SPACE = {"learning_rate": {"low": 1e-3, "high": 5e-2, "log": True}}
-
-
-class SearchJob:
-    """A search of a small network on a small dataset, and a worker that tries its recipes."""
-
-    def __init__(self, process: WorkerProcess, store: ObjectStore, tenant_id: str) -> None:
-        self.process, self.db, self.store = process, process.db, store
-        self.tenant_id = tenant_id
-        self.dataset = put_shapes(self.db, store, BUCKET, tenant_id)
-        self.id = ""
-
-    def submit(self, space: dict[str, Any] | None = None, **options: Any) -> None:
-        """Submit the search; its chunks wait."""
-        with self.db.tenant(self.tenant_id) as session:
-            job = submit_search(
-                session,
-                self.tenant_id,
-                dataset=self.dataset,
-                model="shapes",
-                recipe=TrainingRecipe(epochs=EPOCHS, train_batch_size=8),
-                search=Search(read_space(space or SPACE), **options),
-            )
-            self.id = job.id
-
-    def claim(self, number: int) -> HeldLease:
-        """The lease of a trial, as a worker holds it."""
-        chunk_id = chunk_ids(self.db, self.id)[number]
-        lease = claim(self.db, self.tenant_id, chunk_id, task=ChunkTask.TRIAL)
-        return HeldLease(lease, self.process.stopping)
-
-    def run(self, *numbers: int) -> None:
-        """Try these recipes, one after the other."""
-        for number in numbers:
-            trial_chunk(self.process, self.claim(number))
-
-    def trials(self) -> list[Trial]:
-        """What was tried."""
-        with self.db.tenant(self.tenant_id) as session:
-            return list_trials(session, self.tenant_id, self.id)
-
-    def job(self) -> Job:
-        """The job's row now."""
-        return look_at_job(self.db, self.tenant_id, self.id)
-
-    def weights(self) -> list[str]:
-        """Keys of all weights that lie in the store for the job's version."""
-        prefix = keys.weights_prefix(self.tenant_id, str(self.job().model_version_id))
-        return [found.key for found in self.store.list(BUCKET, prefix)]
 
 
 @pytest.fixture
@@ -318,3 +269,51 @@ def test_dataset_without_a_validation_split_and_a_baseline_are_refused(search: S
             search=Search(read_space(SPACE), trials=1),
         )
     assert none.value.code == "search_impossible"
+
+
+def test_search_is_asked_for_and_its_trials_are_read_through_the_api(
+    settings: Settings, database: Database, objects: ObjectStore, tenant_id: str
+) -> None:
+    api = Api(make_app(settings, objects), make_key(database, settings, tenant_id))
+    body = {
+        "kind": "search",
+        "model": "shapes",
+        "input": {"dataset": put_shapes(database, objects, settings.bucket, tenant_id)},
+        "options": {"space": SPACE, "trials": 3, "recipe": {"preset": "quick", "epochs": 2}},
+    }
+    wrong = {**body, "options": {"space": {"momentum": {"low": 0.9, "high": 1.5}}}}
+    refused = api("POST", "/v1/jobs", json=wrong)
+    assert (refused.status_code, refused.json["code"]) == (422, "search_invalid")
+    assert refused.json["errors"][0]["pointer"] == "/options/space/momentum"
+    neither = {**body, "options": {"space": {"momentum": 0.9}}}
+    refused = api("POST", "/v1/jobs", json=neither)
+    assert (refused.status_code, refused.json["code"]) == (422, "request_invalid")
+    accepted = api("POST", "/v1/jobs", json=body)
+    assert accepted.status_code == 202, accepted.text
+    job = accepted.json
+    assert (job["counts"]["total"], job["progress"]["unit"]) == (3, "trial")
+    assert job["options"]["space"] == SPACE
+    assert job["options"]["recipe"]["epochs"] == 2
+    with database.tenant(tenant_id) as session:
+        for number in range(3):
+            session.execute(
+                insert(TrialRow).values(
+                    job_id=job["id"],
+                    number=number,
+                    tenant_id=tenant_id,
+                    parameters={"learning_rate": 0.01},
+                    epochs={"10": [0.5, None], "9": [0.25, 1.5]},
+                )
+            )
+    first = api("GET", job["links"]["trials"], query_string={"limit": 2}).json
+    assert ([each["number"] for each in first["data"]], first["has_more"]) == ([0, 1], True)
+    assert first["data"][0]["state"] == "waiting"
+    assert first["data"][0]["epochs"] == [
+        {"epoch": 9, "accuracy": 0.25, "loss": 1.5},
+        {"epoch": 10, "accuracy": 0.5, "loss": None},
+    ]
+    rest = api("GET", job["links"]["trials"], query_string={"after": first["last_id"]}).json
+    assert ([each["number"] for each in rest["data"]], rest["has_more"]) == ([2], False)
+    stranger = Api(make_app(settings, objects), make_key(database, settings, make_tenant(database)))
+    assert stranger("GET", job["links"]["trials"]).status_code == 404
+    end_open_work(database)
