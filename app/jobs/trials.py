@@ -18,6 +18,9 @@ from app.training.tables import TrialRow
 
 # For the rest of the transaction; a second worker that asks meanwhile sees what the first wrote.
 _ASK = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+# Forty workers that begin at once ask one after the other, each for a part of a second: the last
+# waits longer than for any row, and its turn comes all the same.
+_PATIENTLY = text("SET LOCAL lock_timeout = '55s'")
 
 _ENDED: Mapping[str, TrialState] = {
     ItemState.SUCCEEDED: "complete",
@@ -40,6 +43,7 @@ def begin_trial(
     Raises:
         FencedError: the lease was lost; nothing is written.
     """
+    session.execute(_PATIENTLY)
     session.execute(_ASK, {"name": f"darkroom.search.{lease.job_id}"})
     if session.execute(select(Chunk.id).where(*holds(lease))).first() is None:
         raise fenced(lease)

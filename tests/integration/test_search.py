@@ -37,6 +37,7 @@ from tests.api_client import Api, make_app, make_key
 from tests.doors import worker_inside
 from tests.factories import make_tenant
 from tests.jobs import chunk_ids, lose_worker
+from tests.races import racing
 from tests.searches import BUCKET, EPOCHS, SPACE, SearchJob
 from tests.service import end_open_work
 from tests.shapes import put_shapes
@@ -228,6 +229,24 @@ def test_two_workers_ask_one_after_the_other_and_know_of_each_other(search: Sear
     with search.db.tenant(search.tenant_id) as session:
         again = begin_trial(session, leases[0], lambda _: {"learning_rate": 9.0})
     assert again == {"learning_rate": 0.01}
+
+
+def test_worker_whose_turn_to_ask_comes_late_waits_for_it(search: SearchJob) -> None:
+    search.submit(trials=2)
+    first, second = (search.claim(number).lease for number in (0, 1))
+
+    def begin() -> dict[str, Any]:
+        with search.db.tenant(search.tenant_id) as session:
+            # A row would not be waited for so long.
+            session.execute(text("SET LOCAL lock_timeout = '1ms'"))
+            return begin_trial(session, second, lambda _: {"learning_rate": 0.02})
+
+    with racing(search.db) as race:
+        with search.db.tenant(search.tenant_id) as session:
+            begin_trial(session, first, lambda _: {"learning_rate": 0.01})
+            other = race(begin)
+            other.waits()
+        assert other.answer() == {"learning_rate": 0.02}
 
 
 def test_trials_count_as_training_minutes(search: SearchJob) -> None:
