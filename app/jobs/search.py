@@ -22,7 +22,7 @@ from app.models.register import announce_version
 from app.queues.names import QUEUE_OF_TASK
 from app.training.check import DatasetFacts, check_dataset
 from app.training.recipe import TrainingRecipe
-from app.training.search import Search, check_space, write_space
+from app.training.search import Search, check_search, write_space
 from app.training.start import settle_start
 
 
@@ -53,7 +53,7 @@ def submit_search(
             f"a {recipe.arch} is fitted in one go and has no recipe to search; use finetune",
             code="search_impossible",
         )
-    check_space(search.space, recipe)
+    check_search(search, recipe)
     data = resolve_dataset(session, tenant_id, dataset)
     facts = DatasetFacts(dataset, data.classes, data.counts)
     check_dataset(facts, recipe)

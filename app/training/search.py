@@ -24,6 +24,8 @@ TrialState = Literal["running", "waiting", "complete", "pruned", "failed", "stop
 MAX_FIELDS = 16
 MAX_CHOICES = 64
 MAX_TRIALS = 500
+#: Of all trials together: each choice and each look at a trial reads what every epoch showed.
+MAX_EPOCHS = 100_000
 
 #: Of a recipe, what no search varies: what the network is, what it learns from, and its limits.
 _FIXED = frozenset({"arch", "arch_options", "input_px", "start", "augment", "seed", "max_seconds"})
@@ -166,6 +168,27 @@ def write_space(space: Space) -> dict[str, Any]:
     }
 
 
+def check_search(search: Search, recipe: TrainingRecipe) -> None:
+    """Let a search pass whose trials may all be trained by, and are not too many epochs.
+
+    Raises:
+        InvalidInputError: ``search_invalid``.
+    """
+    check_space(search.space, recipe)
+    epochs = search.space.get("epochs")
+    most = max(epochs.ends) if epochs is not None else recipe.epochs
+    if search.trials * most > MAX_EPOCHS:
+        detail = (
+            f"{search.trials} trials of up to {most} epochs are {search.trials * most:,}, at most "
+            f"{MAX_EPOCHS:,} are allowed; ask for fewer of either"
+        )
+        raise InvalidInputError(
+            f"the search is not valid: {detail}",
+            code="search_invalid",
+            errors=[{"pointer": "/options/trials", "detail": detail}],
+        )
+
+
 def check_space(space: Space, recipe: TrainingRecipe) -> None:
     """Let a space pass whose values all make a recipe that may be trained by.
 
@@ -236,10 +259,10 @@ def _read_choices(kind: Any, values: Sequence[Any]) -> tuple[Any, ...]:
         raise ValueError(f"list 1 to {MAX_CHOICES} choices, not {len(values)}")
     for value in values:
         _require_kind(kind, value)
-    # By type as well: 1, 1.0 and True are equal.
-    if len({(type(value), value) for value in values}) < len(values):
+    read = tuple(float(value) if kind is float else value for value in values)
+    if len(set(read)) < len(read):
         raise ValueError("a choice stands twice")
-    return tuple(float(value) if kind is float else value for value in values)
+    return read
 
 
 def _require_kind(kind: Any, value: Any) -> None:

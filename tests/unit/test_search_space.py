@@ -16,6 +16,7 @@ from app.training.search import (
     Search,
     Trial,
     TrialEpoch,
+    check_search,
     check_space,
     read_space,
     searchable_fields,
@@ -68,7 +69,7 @@ def test_space_survives_json_as_it_was() -> None:
         ("augment.flip", {"choices": [1]}, "neither true nor false"),
         ("label_smoothing", {"choices": [True]}, "no number"),
         ("weight_decay", {"choices": []}, "list 1 to 64 choices"),
-        ("weight_decay", {"choices": [0.0, 0.0]}, "stands twice"),
+        ("weight_decay", {"choices": [0.0, 0]}, "stands twice"),
         ("momentum", {"choices": [0.5, 1]}, "momentum must be below 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
@@ -91,6 +92,20 @@ def test_space_without_a_field_or_with_too_many_is_refused() -> None:
     many = {name: {"choices": [0]} for name in list(searchable_fields())[:17]}
     for space in ({}, many):
         assert "1 to 16 fields" in refused(space)["/options/space"]
+
+
+def test_search_of_more_epochs_than_can_be_looked_at_is_refused() -> None:
+    rates = read_space(RATES)
+    check_search(Search(rates, trials=500), TrainingRecipe(epochs=200))
+    longer = read_space(RATES | {"epochs": {"low": 1, "high": 201}})
+    for search, recipe in (
+        (Search(rates, trials=500), TrainingRecipe(epochs=201)),
+        (Search(longer, trials=500), RECIPE),
+    ):
+        with pytest.raises(InvalidInputError) as refusal:
+            check_search(search, recipe)
+        assert refusal.value.errors[0]["pointer"] == "/options/trials"
+        assert "500 trials of up to 201 epochs" in refusal.value.detail
 
 
 def test_varied_recipe_differs_in_nothing_else() -> None:

@@ -11,6 +11,7 @@ from app.api.schemas.base import Answer, JobError, PageAnswer, Parameters, Reque
 from app.api.schemas.finetune import Alias, RecipeOptions
 from app.training.search import (
     MAX_CHOICES,
+    MAX_EPOCHS,
     MAX_FIELDS,
     MAX_TRIALS,
     Pruner,
@@ -72,7 +73,12 @@ class SearchOptions(Request):
         description="Field of the recipe, such as `learning_rate` or `augment.flip`, to where its "
         "values are drawn from.",
     )
-    trials: int = Field(20, ge=1, le=MAX_TRIALS, description="Recipes to try.")
+    trials: int = Field(
+        20,
+        ge=1,
+        le=MAX_TRIALS,
+        description=f"Recipes to try; with their epochs {MAX_EPOCHS:,} at most.",
+    )
     max_seconds: float | None = Field(
         None,
         gt=0,
