@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ import typer
 
 from app.cli.connect import JsonFlag, connect
 from app.cli.follow import finish_submit
-from app.cli.inputs import read_pairs
+from app.cli.inputs import read_pairs, read_value
 from app.cli.limits import DeadlineText, read_deadline, read_seconds
 from app.cli.options import MetadataTexts, Priority, Timeout, Wait, Watch
 
@@ -135,8 +134,5 @@ def read_fields(texts: Sequence[str]) -> dict[str, Any]:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise typer.BadParameter(f"{parent} is a value already", param_hint="--set")
-        try:
-            place[last] = json.loads(text)
-        except ValueError:
-            place[last] = text
+        place[last] = read_value(text)
     return fields

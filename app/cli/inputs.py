@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,24 @@ def read_pairs(texts: Sequence[str], option: str = "--metadata") -> dict[str, st
             raise typer.BadParameter(f"{text!r} is not of the form NAME=VALUE", param_hint=option)
         pairs[name] = value
     return pairs
+
+
+def read_value(text: str) -> Any:
+    """A value as JSON, or else the text; a number that JSON does not know (``NaN``, 1e999) is text.
+
+    So the service refuses it by its field's name, as it does any other word.
+    """
+    try:
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except ValueError:
+        return text
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number of JSON")
+    return value
 
 
 def read_classes(text: str) -> list[str] | str:

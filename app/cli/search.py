@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,7 @@ from app.cli.connect import JsonFlag, connect
 from app.cli.console import print_json, print_table, state_text
 from app.cli.finetune import PresetWord, read_fields
 from app.cli.follow import finish_submit
-from app.cli.inputs import read_pairs
+from app.cli.inputs import read_pairs, read_value
 from app.cli.limits import DeadlineText, read_deadline, read_seconds
 from app.cli.options import JobId, MetadataTexts, Priority, Timeout, Wait, Watch
 from app.cli.words import duration_text, pairs_text
@@ -134,18 +133,11 @@ def read_space(texts: Sequence[str]) -> dict[str, Any]:
 def _values(text: str) -> dict[str, Any]:
     low, dots, high = text.removesuffix(_LOG).partition("..")
     if dots:
-        ends = {"low": _value(low), "high": _value(high)}
+        ends = {"low": read_value(low), "high": read_value(high)}
         if not all(isinstance(end, int | float) for end in ends.values()):
             raise typer.BadParameter(f"{text!r} is no LOW..HIGH of numbers", param_hint="--space")
         return ends | ({"log": True} if text.endswith(_LOG) else {})
-    return {"choices": [_value(each.strip()) for each in text.split(",")]}
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    return {"choices": [read_value(each.strip()) for each in text.split(",")]}
 
 
 def trials(

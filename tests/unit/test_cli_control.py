@@ -78,6 +78,7 @@ def test_finetune_sends_the_fields_that_were_given(service, run):
         *("--max-time", "10m", "--batch-size", 0, "--alias", ""),
         *("--set", "augment.flip=true", "--set", "augment.policy=randaugment"),
         *("--set", "ema_decay=0.99", "--set", "arch_options.preset=small"),
+        *("--set", "momentum=NaN", "--set", "clip_norm=1e999"),
     )
     assert sent(service, "POST /v1/jobs")["options"] == {
         "preset": "best",
@@ -88,6 +89,9 @@ def test_finetune_sends_the_fields_that_were_given(service, run):
         "augment": {"flip": True, "policy": "randaugment"},
         "ema_decay": 0.99,
         "arch_options": {"preset": "small"},
+        # Words, as JSON knows no such numbers: the service names the field that it refuses.
+        "momentum": "NaN",
+        "clip_norm": "1e999",
     }
 
 

@@ -64,7 +64,7 @@ def test_search_sends_what_was_given(service, run):
     }
 
 
-@pytest.mark.parametrize("text", ["learning_rate=a..b", "learning_rate"])
+@pytest.mark.parametrize("text", ["learning_rate=a..b", "learning_rate=NaN..1", "learning_rate"])
 def test_space_that_means_nothing_is_a_usage_error(service, run, text):
     done = run("search", "-d", "pets@1", "-m", "pets", "--space", text)
     assert done.exit_code == Exit.USAGE
