@@ -197,18 +197,17 @@ def test_training_by_two_processes_ends_well_and_they_end_with_their_worker(
 def ranks_of(pid: int) -> list[int]:
     """Processes that a worker has started to train with it."""
     threads = Path(f"/proc/{pid}/task").glob("*/children")
-    children = [int(child) for thread in threads for child in thread.read_text().split()]
-    return [child for child in children if "worker.training.follow" in command_of(child)]
+    return [int(child) for each in threads for child in read(each).split() if is_alive(int(child))]
 
 
 def is_alive(pid: int) -> bool:
     """Whether it still is such a process."""
-    return "worker.training.follow" in command_of(pid)
+    return "worker.training.follow" in read(Path(f"/proc/{pid}/cmdline"))
 
 
-def command_of(pid: int) -> str:
-    """Empty for one that has ended."""
+def read(path: Path) -> str:
+    """What the kernel tells; nothing of a thread or process that has just ended."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except FileNotFoundError:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return ""
