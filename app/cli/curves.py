@@ -78,11 +78,12 @@ def read_plots(metrics: Iterable[Metric]) -> list[Plot]:
 def draw_plots(plots: Sequence[Plot], width: int, height: int) -> list[Text]:
     """The plots as lines of at most ``width`` columns, beside each other where they fit.
 
-    On a terminal of ``height`` lines the plots get lower, and the last ones give way.
+    On a terminal of ``height`` lines the plots get lower, and the last ones give way. One too
+    narrow for any gets none.
     """
-    if not plots:
+    if not plots or width < _LEAST_WIDTH:
         return []
-    abreast = max(1, min(len(plots), (width + _GAP) // (_LEAST_WIDTH + _GAP)))
+    abreast = min(len(plots), (width + _GAP) // (_LEAST_WIDTH + _GAP))
     columns = min((width + _GAP) // abreast - _GAP, _MOST_WIDTH)
     rows = [list(plots[at : at + abreast]) for at in range(0, len(plots), abreast)]
     while len(rows) > 1 and _needed_lines(rows) > height:

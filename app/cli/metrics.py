@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.connect import JsonFlag, connect
-from app.cli.console import note, print_json, print_table, say, stdout
+from app.cli.console import print_json, print_table, say, stdout
 from app.cli.curves import draw_plots, read_plots
 from app.cli.options import JobId
 from app.cli.words import bytes_text
@@ -58,10 +58,11 @@ def metrics(
 def _draw(found: list[Metric]) -> None:
     console = stdout()
     lines = draw_plots(read_plots(found), console.width, max(console.height - 2, 1))
+    if not lines:
+        # None at all, none that is drawn, or no room for it.
+        _print_epochs(found)
     for line in lines:
         console.print(line, no_wrap=True, crop=False)
-    if not lines:
-        note("no metrics: of jobs, only trainings log them, at the end of each epoch")
 
 
 def _print_epochs(found: list[Metric]) -> None:

@@ -44,6 +44,14 @@ def test_plots_fit_the_terminal(width, height, epochs):
     assert lines[0].startswith("loss ")
 
 
+def test_terminal_too_narrow_for_a_plot_gets_none():
+    plots = read_plots(training())
+    assert [bool(draw_plots(plots, width, 40)) for width in (1, 8, 16, 36, 37)] == [False] * 4 + [
+        True
+    ]
+    assert max(map(len, plain(draw_plots(plots, 37, 40)))) <= 37
+
+
 def test_plots_stand_beside_each_other_where_they_fit():
     plots = read_plots(training())
     assert plain(draw_plots(plots, 120, 40))[0].split() == [
