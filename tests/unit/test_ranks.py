@@ -145,12 +145,16 @@ def test_death_of_a_rank_ends_all_and_the_next_attempt_goes_on_to_the_same_bits(
 def children() -> list[int]:
     """Processes that this one has started as ranks."""
     tasks = Path("/proc/self/task").glob("*/children")
-    pids = [int(pid) for task in tasks for pid in task.read_text().split()]
-    return [pid for pid in pids if b"worker.training.follow" in _command(pid)]
+    pids = [pid for task in tasks for pid in read(task).split()]
+    return [int(pid) for pid in pids if "training.follow" in read(Path(f"/proc/{pid}/cmdline"))]
 
 
-def _command(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
+def read(path: Path) -> str:
+    """What the kernel tells; nothing of a thread or process that has just ended."""
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def test_step_alone_decides_what_a_rank_draws() -> None:
