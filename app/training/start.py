@@ -16,8 +16,8 @@ from app.training.presets import Preset, preset_fields
 from app.training.recipe import TrainingRecipe
 
 _ARCH = TrainingRecipe().arch
-#: Architectures whose layers have as many weights as the size of the images asks for.
-_ONE_SIZE = frozenset({"small_cnn"})
+#: Architectures some of whose layers have as many weights as the size of the images asks for.
+ONE_SIZE = frozenset({"small_cnn", "row_rnn", "renet"})
 
 
 def spell_recipe(
@@ -87,9 +87,9 @@ def settle_start(session: Session, tenant_id: str, recipe: TrainingRecipe) -> Tr
     if recipe.input_px is not None:
         check_input_px(recipe.arch, recipe.arch_options, recipe.input_px)
         learnt_px = (version.preprocess or {}).get("crop_px")
-        if recipe.arch in _ONE_SIZE and recipe.input_px != learnt_px:
+        if recipe.arch in ONE_SIZE and recipe.input_px != learnt_px:
             raise InvalidInputError(
-                f"{recipe.start[:250]!r} learnt from images of {learnt_px} pixels and its linear "
+                f"{recipe.start[:250]!r} learnt from images of {learnt_px} pixels and its "
                 "layers fit no others; leave input_px out, or train without start",
                 code="start_mismatch",
             )

@@ -11,6 +11,7 @@ from torch import nn
 from app.errors import InvalidInputError
 from app.models.architectures import Family, architecture_names, find_architecture
 from app.models.spec import ModelSpec, PreprocessSpec
+from app.training.start import ONE_SIZE
 from tests.unit.pictures import assert_same
 from worker.recognisers.layers import (
     class_parameters,
@@ -209,6 +210,16 @@ def test_baselines_start_from_no_other_version(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError) as caught:
         load_body(svm, saved(svm, tmp_path), "linear_svm")
     assert caught.value.code == "start_impossible"
+
+
+@pytest.mark.parametrize("arch", DEEP)
+def test_network_whose_layers_fit_one_size_of_images_is_known_as_such(arch: str) -> None:
+    def shapes(input_px: int) -> dict[str, torch.Size]:
+        usual = default_preprocess(arch).at_size(input_px)
+        state = build_empty_module(ModelSpec(arch, CLASSES, usual)).state_dict()
+        return {name: tensor.shape for name, tensor in state.items() if name != "positions"}
+
+    assert (shapes(32) != shapes(64)) == (arch in ONE_SIZE)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "class_token"])
