@@ -93,7 +93,7 @@ def main() -> None:
         ObjectStore.from_settings(parts.settings).ensure_bucket(parts.settings.bucket)
         tenant_id = make_tenant(database)
         with running_service(parts.settings, database, folder / "logs") as service:
-            service.start_workers("io", "training")
+            service.start_workers("io", "training", "inference")
             small, few = draw(photos)
             freeze(service, database, tenant_id, "small", small)
             freeze(service, database, tenant_id, "few", few)
