@@ -67,6 +67,8 @@ def checkpoint_prefix(tenant_id: str, job_id: str, trial: int | None = None) -> 
 
     ``trial`` is its number where it is one of a search.
     """
+    if trial is not None and trial < 0:
+        raise ValueError(f"trial {trial} is negative")
     prefix = f"{job_prefix(tenant_id, job_id)}checkpoints/"
     return prefix if trial is None else f"{prefix}{trial:06d}/"
 

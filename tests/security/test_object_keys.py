@@ -34,7 +34,9 @@ EVIL = ["", ".", "..", "../ten_b", "a/b", "/", "a/../b", "..\\x", "\x00", "a\n",
 def words_of(make: Callable[..., str], **instead: Any) -> dict[str, Any]:
     """Good arguments, by the functions' own signatures."""
     good = {
-        name: 7 if parameter.annotation == "int" else f"{name.removesuffix('_id')}_1"
+        name: 7
+        if parameter.annotation in ("int", "int | None")
+        else f"{name.removesuffix('_id')}_1"
         for name, parameter in inspect.signature(make).parameters.items()
     }
     return {**good, **instead}
