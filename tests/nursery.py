@@ -28,6 +28,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from app.settings import Settings
+from app.storage.client import make_client
+
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWNET = 0x40000000
 _PRELOADED = (
@@ -224,35 +227,13 @@ def _enter_network(path: str) -> None:
         raise OSError(ctypes.get_errno(), "setns", path)
 
 
-def _read_service_models() -> None:
-    """Parse what boto3 reads to make a client, half a second of JSON, for the children to use."""
-    import boto3
-    from botocore.loaders import JSONFileLoader
-
-    read: dict[str, Any] = {}
-    load_file = JSONFileLoader.load_file
-
-    def note_file(self: Any, path: str) -> Any:
-        read[path] = None
-        return load_file(self, path)
-
-    def give_file(self: Any, path: str) -> Any:
-        # Once: a client changes what it was given.
-        return read.pop(path) if path in read else load_file(self, path)
-
-    JSONFileLoader.load_file = note_file
-    boto3.session.Session().client("s3", region_name="us-east-1")
-    for path in read:
-        read[path] = load_file(JSONFileLoader(), path)
-    JSONFileLoader.load_file = give_file
-
-
 def _serve() -> None:
     # Read as OpenMP is loaded; a worker for training sets it for itself before it imports torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for module in _PRELOADED:
         importlib.import_module(module)
-    _read_service_models()
+    # The description of S3, half a second of JSON.
+    make_client(Settings(DATABASE_URL="postgresql://x:y@127.0.0.1:1/z", S3_ENDPOINT_URL="http://x"))
     # What is shared stays shared: no child's collector writes to it.
     gc.freeze()
     print("ready", flush=True)  # noqa: T201  the protocol

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from functools import cache
 from http import HTTPStatus
 from typing import Any
 
@@ -203,8 +204,15 @@ def _schemas(
             wanted[each.body, "validation"] = None
         for model in each.parameters:
             parameters[model] = model.model_json_schema()
-    _, found = models_json_schema(list(wanted), ref_template=_REF)
-    return found["$defs"], parameters
+    return _definitions(tuple(wanted)), parameters
+
+
+@cache
+def _definitions(models: tuple[tuple[type[BaseModel], JsonSchemaMode], ...]) -> dict[str, Any]:
+    """The components; kept, as every application of the process has the same."""
+    _, found = models_json_schema(list(models), ref_template=_REF)
+    definitions: dict[str, Any] = found["$defs"]
+    return definitions
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:

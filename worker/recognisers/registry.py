@@ -110,8 +110,19 @@ class _WithoutMemory(TorchFunctionMode):
     """
 
     _FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn})
-    #: Draws into a tensor: without numbers they do nothing, and take most of the time.
-    _DRAWS = frozenset({torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_})
+    #: Draws into a tensor: without numbers they do nothing, and take most of the time. Those of
+    #: ``init`` are seen only as a whole, and take their tensor by its name.
+    _DRAWS = frozenset(
+        {
+            torch.Tensor.normal_,
+            torch.Tensor.uniform_,
+            torch.Tensor.erfinv_,
+            nn.init.constant_,
+            nn.init.kaiming_uniform_,
+            nn.init.normal_,
+            nn.init.uniform_,
+        }
+    )
 
     def __torch_function__(
         self,
@@ -120,9 +131,11 @@ class _WithoutMemory(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in self._DRAWS and args[0].is_meta:
-            return args[0]
         kwargs = dict(kwargs or {})
+        if func in self._DRAWS:
+            drawn = args[0] if args else kwargs["tensor"]
+            if drawn.is_meta:
+                return drawn
         if func in self._FACTORIES and kwargs.get("device") is None:
             kwargs["device"] = "meta"
         return func(*args, **kwargs)
