@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -23,6 +23,7 @@ from app.stack.s3 import LocalS3
 from app.stack.valkey import LocalValkey
 from app.storage.s3 import ObjectStore
 from app.tenants.keys import create_tenant
+from tests.api_client import make_app
 from tests.canaries import CANARIES, watch
 from tests.local_parts import build_database, parts_settings, scratch_folder
 
@@ -134,6 +135,12 @@ def tenant_id(database: Database) -> str:
     """A tenant of this test alone."""
     with database.system() as session:
         return create_tenant(session, new_id("test").replace("_", "-")).id
+
+
+@pytest.fixture(scope="session")
+def app(settings: Settings, objects: ObjectStore) -> Any:
+    """The application; whoever wants other settings makes its own."""
+    return make_app(settings, objects)
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psycopg
+from psycopg import sql
+
 from app.db.migrate import upgrade
 from app.db.roles import API_ROLE, SYSTEM_ROLE, ensure_roles
 from app.settings import Settings, load_settings
 from app.stack.postgres import DATABASE_NAME, LocalPostgres
 from app.stack.s3 import LocalS3
 from app.stack.valkey import LocalValkey
+
+#: What further databases are copied from; nobody else connects to it.
+_MIGRATED = "migrated"
 
 
 class Urls(NamedTuple):
@@ -27,7 +33,13 @@ class Urls(NamedTuple):
 def build_database(
     postgres: LocalPostgres, name: str = DATABASE_NAME, revision: str = "head"
 ) -> Urls:
-    """Make the roles and the database, and migrate it; nothing where that was done before."""
+    """Make the roles and the database, and migrate it; nothing where that was done before.
+
+    A PostgreSQL that gets databases beside ``darkroom`` runs the migrations once for all of them.
+    """
+    if revision == "head" and name not in (DATABASE_NAME, _MIGRATED):
+        build_database(postgres, _MIGRATED)
+        _copy_database(postgres, _MIGRATED, name)
     secrets = postgres.secrets
     ensure_roles(
         postgres.admin_url,
@@ -41,6 +53,14 @@ def build_database(
     )
     upgrade(urls.system, revision)
     return urls
+
+
+def _copy_database(postgres: LocalPostgres, old: str, new: str) -> None:
+    with psycopg.connect(postgres.admin_url, autocommit=True) as connection:
+        if connection.execute("SELECT FROM pg_database WHERE datname = %s", (new,)).fetchone():
+            return
+        names = sql.Identifier(new), sql.Identifier(old), sql.Identifier(SYSTEM_ROLE)
+        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {}").format(*names))
 
 
 def parts_settings(

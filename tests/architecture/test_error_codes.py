@@ -53,8 +53,9 @@ def codes_in(
                 found += [args[at] for at in places.get(name or "", ()) if at < len(args)]
             case ast.ClassDef(body=body):
                 for line in body:
-                    if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "code":
-                        found.append(line.value)
+                    match line:
+                        case ast.Assign(targets=[ast.Name(id="code"), *_], value=value):
+                            found.append(value)
             case ast.Dict(keys=keys, values=values):
                 found += [
                     value

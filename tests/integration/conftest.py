@@ -15,7 +15,7 @@ from app.settings import Settings
 from app.stack.postgres import LocalPostgres
 from app.stack.valkey import LocalValkey
 from app.storage.s3 import ObjectStore
-from tests.api_client import Api, make_app, make_key
+from tests.api_client import Api, make_key
 from tests.doors import worker_inside
 from tests.factories import make_tenant
 from tests.local_parts import build_database, scratch_folder
@@ -50,12 +50,6 @@ def data_dir() -> Iterator[Path]:
     """A data folder of this test alone."""
     with scratch_folder() as folder:
         yield folder
-
-
-@pytest.fixture(scope="module")
-def app(settings: Settings, objects: ObjectStore) -> Any:
-    """The application; a module that wants other settings makes its own."""
-    return make_app(settings, objects)
 
 
 @pytest.fixture

@@ -24,17 +24,11 @@ from app.jobs.states import JobKind
 from app.models.evaluations import record_evaluation
 from app.models.promote import move_alias
 from app.settings import Settings
-from app.storage.s3 import ObjectStore
-from tests.api_client import make_app, make_key
+from tests.api_client import make_key
 from tests.factories import add_job, add_upload, add_version, entry
 
 URL = "http://darkroom.test"
 Run = Callable[..., Result]
-
-
-@pytest.fixture(scope="module")
-def wsgi(settings: Settings, objects: ObjectStore) -> Any:
-    return make_app(settings, objects)
 
 
 @pytest.fixture
@@ -62,14 +56,14 @@ def key(database: Database, settings: Settings, tenant_id: str) -> str:
 
 
 @pytest.fixture
-def darkroom(wsgi: Any, key: str) -> Darkroom:
-    return Darkroom(URL, key, http=WSGITransport(wsgi, raise_app_exceptions=False))
+def darkroom(app: Any, key: str) -> Darkroom:
+    return Darkroom(URL, key, http=WSGITransport(app, raise_app_exceptions=False))
 
 
 @pytest.fixture
-def run(wsgi: Any, key: str) -> Run:
+def run(app: Any, key: str) -> Run:
     def invoke(*words: str, code: Exit = Exit.DONE) -> Result:
-        transport = WSGITransport(wsgi, raise_app_exceptions=False)
+        transport = WSGITransport(app, raise_app_exceptions=False)
         done = CliRunner().invoke(
             command_line,
             ["models", *words],

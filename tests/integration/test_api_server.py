@@ -18,9 +18,16 @@ from tests.proxy import CuttingProxy
 MIB = 1024 * 1024
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server(settings, objects):
     """The application under gunicorn, as it is run; yields its port and the worker's pid."""
+    with running_api(settings, objects) as server:
+        yield server.port, server.pid
+
+
+@pytest.fixture
+def stopping(settings, objects):
+    """One of the test's own, which it stops."""
     with running_api(settings, objects) as server:
         yield server.port, server.pid
 
@@ -60,8 +67,8 @@ def test_upload_of_100_mb_leaves_the_memory_of_the_server_as_it_was(
     assert after < 300 * 1024
 
 
-def test_server_that_stops_answers_those_who_wait(server, app, database, settings, tenant_id):
-    port, pid = server
+def test_server_that_stops_answers_those_who_wait(stopping, app, database, settings, tenant_id):
+    port, pid = stopping
     api = Api(app, make_key(database, settings, tenant_id))
     job = api("POST", "/v1/jobs", json=import_body()).json["id"]
     waiter = make_key(database, settings, tenant_id, name="waiter")
@@ -80,8 +87,8 @@ def test_server_that_stops_answers_those_who_wait(server, app, database, setting
     assert time.monotonic() - began < 10
 
 
-def test_server_that_stops_ends_the_streams_of_events(server, app, database, settings, tenant_id):
-    port, pid = server
+def test_server_that_stops_ends_the_streams_of_events(stopping, app, database, settings, tenant_id):
+    port, pid = stopping
     api = Api(app, make_key(database, settings, tenant_id))
     job = api("POST", "/v1/jobs", json=import_body()).json["id"]
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:

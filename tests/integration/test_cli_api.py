@@ -10,13 +10,11 @@ from PIL import Image
 from sqlalchemy import update
 from typer.testing import CliRunner
 
-from app.api.app import create_app
 from app.cli.connect import Service
 from app.cli.exits import Exit
 from app.cli.main import app
 from app.client import Darkroom
 from app.datasets.tables import DatasetVersion
-from app.log import configure_logging
 from app.models.register import announce_version, complete_version
 from app.models.spec import ModelSpec, PreprocessSpec
 from app.tenants.keys import create_key
@@ -29,11 +27,8 @@ COPIES = [(0, "cat", "train"), (1, "dog", "test")]
 
 
 @pytest.fixture(scope="module")
-def wsgi(settings, objects):
-    objects.ensure_bucket(settings.bucket)
-    # The API runs in this process, whose stdout holds the command line's answers.
-    configure_logging("ERROR")
-    return WSGITransport(create_app(settings), raise_app_exceptions=False)
+def wsgi(app):
+    return WSGITransport(app, raise_app_exceptions=False)
 
 
 @pytest.fixture

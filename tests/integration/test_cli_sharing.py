@@ -26,7 +26,7 @@ from app.models.weights import version_data_key
 from app.sealing.bundle import Subject, seal
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
-from tests.api_client import make_app, make_key
+from tests.api_client import make_key
 from tests.factories import add_version
 from tests.http_server import peak_kib, running_api
 from tests.sharing import Side, add_network, make_side
@@ -35,23 +35,18 @@ URL = "http://darkroom.test"
 MIB = 1024 * 1024
 
 
-@pytest.fixture(scope="module")
-def wsgi(settings: Settings, objects: ObjectStore) -> Any:
-    return make_app(settings, objects)
-
-
 @pytest.fixture
 def owner(
-    wsgi: Any, settings: Settings, database: Database, objects: ObjectStore, tmp_path: Path
+    app: Any, settings: Settings, database: Database, objects: ObjectStore, tmp_path: Path
 ) -> Side:
-    side = make_side(wsgi, settings, database)
+    side = make_side(app, settings, database)
     add_network(database, objects, settings, side.tenant_id, tmp_path)
     return side
 
 
 @pytest.fixture
-def guest(wsgi: Any, settings: Settings, database: Database) -> Side:
-    return make_side(wsgi, settings, database)
+def guest(app: Any, settings: Settings, database: Database) -> Side:
+    return make_side(app, settings, database)
 
 
 def run(side: Side, *words: object, code: Exit = Exit.DONE) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def model(database: Database, objects: ObjectStore, tenant_id: str, tmp_path: Pa
     return "shapes"
 
 
+@cache
 def picture(seed: int) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 255, (40, 40, 3), dtype=np.uint8)
     out = io.BytesIO()

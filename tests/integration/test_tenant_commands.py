@@ -18,10 +18,9 @@ from app.cli.main import app as commands
 from app.db.session import Database
 from app.ids import new_id
 from app.settings import Settings
-from app.storage.s3 import ObjectStore
 from app.tenants.known_keys import KnownKeys
 from app.tenants.tables import ApiKey, Tenant
-from tests.api_client import Api, make_app
+from tests.api_client import Api
 from tests.service import environment
 
 
@@ -59,14 +58,14 @@ def acts(database: Database, tenant_id: str) -> list[tuple[str, str, str | None]
 
 
 def test_tenant_made_by_the_command_works_with_the_key_that_was_shown(
-    run: Any, name: str, settings: Settings, objects: ObjectStore
+    run: Any, name: str, app: Any
 ) -> None:
     shown = run("create", name)
     key_text = shown.stdout.strip()
     assert f"scope admin of {name}: keep it now, it is not shown again" in shown.stderr
     assert f"darkroom tenants locations {name}" in shown.stderr
     assert key_text not in shown.stderr
-    api = Api(make_app(settings, objects), key_text)
+    api = Api(app, key_text)
     made = api("POST", "/v1/keys", json={"name": "robot", "scopes": ["jobs:read"]})
     assert made.status_code == 201, made.text
     names = [key["name"] for key in api("GET", "/v1/keys").json["data"]]

@@ -9,14 +9,7 @@ import pytest
 from app.db.session import Database
 from app.settings import Settings
 from app.storage.s3 import ObjectStore
-from tests.api_client import make_app
 from tests.world import World, build_world
-
-
-@pytest.fixture(scope="module")
-def app(settings: Settings, objects: ObjectStore) -> Any:
-    """The application; a module that wants other settings makes its own."""
-    return make_app(settings, objects)
 
 
 @pytest.fixture(scope="module")

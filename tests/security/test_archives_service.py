@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -19,7 +20,7 @@ from app.storage.s3 import ObjectStore
 from app.tenants.keys import create_tenant
 from app.uploads.receive import get_upload
 from app.uploads.tables import Shard, Upload, UploadState
-from tests.api_client import Api, make_app, make_key
+from tests.api_client import Api, make_key
 from tests.factories import add_version
 from tests.jobs import make_old
 from tests.security.archive_cases import IMAGE, NEIGHBOURS, Case, good_zip
@@ -64,9 +65,9 @@ def worker(service: Service) -> WorkerHandle:
 
 
 @pytest.fixture(scope="module")
-def api(settings: Settings, database: Database, objects: ObjectStore, tenant: str) -> Api:
+def api(app: Any, settings: Settings, database: Database, tenant: str) -> Api:
     """The tenant's view of the API."""
-    return Api(make_app(settings, objects), make_key(database, settings, tenant))
+    return Api(app, make_key(database, settings, tenant))
 
 
 def send(api: Api, service: Service, tenant: str, content: bytes) -> Job:

@@ -19,7 +19,6 @@ from app.settings import Settings
 from app.storage.keys import shard
 from app.storage.s3 import ObjectStore
 from app.uploads.tables import UploadKind
-from tests.api_client import make_app
 from tests.doors import ring, worker_inside
 from tests.factories import add_upload, add_version, entry
 from tests.retries import predict_chunks
@@ -32,11 +31,6 @@ from worker.tasks import predict
 from worker.tasks.allowed import put_between, refuse_items
 
 NOWHERE = Locations(())
-
-
-@pytest.fixture(scope="module")
-def app(settings: Settings, objects: ObjectStore) -> Any:
-    return make_app(settings, objects)
 
 
 @pytest.fixture(scope="module")

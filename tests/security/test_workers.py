@@ -15,8 +15,7 @@ from app.ids import MODEL_VERSION, new_id
 from app.jobs.tables import WorkerRow
 from app.queues.names import Queue
 from app.settings import Settings
-from app.storage.s3 import ObjectStore
-from tests.api_client import Api, make_app, make_key
+from tests.api_client import Api, make_key
 from tests.jobs import add_worker
 from tests.service import environment
 
@@ -41,13 +40,13 @@ def worker(database: Database) -> dict[str, Any]:
 
 
 def test_admin_of_a_tenant_sees_no_host_process_device_or_model(
+    app: Any,
     settings: Settings,
-    objects: ObjectStore,
     database: Database,
     tenant_id: str,
     worker: dict[str, Any],
 ) -> None:
-    api = Api(make_app(settings, objects), make_key(database, settings, tenant_id))
+    api = Api(app, make_key(database, settings, tenant_id))
     answer = api("GET", "/v1/workers?limit=1000")
     shown = {row["id"]: row for row in answer.json["data"]}[worker["id"]]
     assert set(shown) == SHOWN
