@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.connect import GuardedGroup, JsonFlag, connect
-from app.cli.console import answer, print_fields, print_json, print_table, warn
+from app.cli.console import answer, note, print_fields, print_json, print_table, warn
 from app.cli.inputs import read_fractions, read_pairs
 from app.cli.words import ago_text, bytes_text, count_text, pairs_text
 
@@ -31,7 +31,11 @@ def freeze(
     ],
     split: Annotated[
         str | None,
-        typer.Option(help="train,validation,test or train,test that add up to 1.", metavar="PARTS"),
+        typer.Option(
+            help="train,validation,test or train,test that add up to 1; else 0.8,0.2. A search "
+            "needs a validation part.",
+            metavar="PARTS",
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed, another split.")] = None,
     skip_unlabelled: Annotated[
@@ -60,7 +64,8 @@ def freeze(
         )
     line = f"{name}@{version.number}  {_splits_text(version)}, {_classes_text(version)}"
     answer(version.raw, line, as_json=as_json)
-    _warn_of_duplicates(version)
+    if _warn_of_duplicates(version):
+        note(f"which they are: darkroom datasets show {name}@{version.number}")
 
 
 @app.command("list")
@@ -190,7 +195,8 @@ def _sides_text(sides: Mapping[str, float]) -> str:
     )
 
 
-def _warn_of_duplicates(version: DatasetVersion) -> None:
+def _warn_of_duplicates(version: DatasetVersion) -> bool:
+    """Say what is wrong with images that are the same; True where something is."""
     copies = (version.facts or {}).get("duplicates", {})
     if copies.get("contradicting"):
         warn(
@@ -204,6 +210,7 @@ def _warn_of_duplicates(version: DatasetVersion) -> None:
             "should be; leave out the copies, or send images without a split of their own, since "
             "equal ones then stay together, and freeze again"
         )
+    return bool(copies.get("contradicting") or copies.get("across_splits"))
 
 
 def _splits(version: DatasetVersion) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from math import isfinite
 from typing import Annotated, Any
 
 import typer
@@ -110,6 +111,11 @@ def finetune(
         "precision": precision,
         "seed": seed,
     }
+    for name, value in recipe.items():
+        if isinstance(value, float) and not isfinite(value):
+            raise typer.BadParameter(
+                f"{value} is no finite number", param_hint=f"--{name.replace('_', '-')}"
+            )
     recipe |= read_fields(fields or ())
     with connect(context) as darkroom:
         job = darkroom.jobs.submit_finetune(

@@ -43,6 +43,8 @@ _SAID_AS_THEY_ARE = frozenset(
     {"validating", "queued", "finalizing", "paused", "cancelling", "cancelled", "failed", "expired"}
 )
 _FOR_CURVES = frozenset({"learning_rate", "steps"})
+#: They fit into 80 columns.
+_SCORES_A_LINE = 4
 #: Failed items read for the summary of their codes.
 _MOST_FAILED = 10_000
 
@@ -251,14 +253,16 @@ def finish(darkroom: Darkroom, job: Job, *, as_json: bool = False) -> Exit:
         # Who may not run the model any more is refused again.
         revoked = (job.error or {}).get("code") == "model_grant_revoked"
         say(f"  try them again: darkroom retry {job.id}{' --model ANOTHER' if revoked else ''}")
-    if job.state == "succeeded" and job.kind in _MAKES_VERSION and job.model_version:
-        say(f"  {job.model_version.reference}  {job.model_version.id}")
     result = job.result or {}
+    kept = job.state == "succeeded" or "model_version" in result
+    if kept and job.kind in _MAKES_VERSION and job.model_version:
+        say(f"  {job.model_version.reference}  {job.model_version.id}")
     if job.kind == "search" and result:
         say(f"  trial {result['trial']}  {pairs_text(result['parameters']) or ''}")
     scores = {name: value for name, value in result.items() if isinstance(value, float)}
-    if scores:
-        say("  " + "  ".join(f"{name} {_number(value)}" for name, value in scores.items()))
+    told = [f"{name} {_number(value)}" for name, value in scores.items()]
+    for first in range(0, len(told), _SCORES_A_LINE):
+        say("  " + "  ".join(told[first : first + _SCORES_A_LINE]))
     return EXIT_OF_STATE.get(job.state, Exit.FAILED)
 
 

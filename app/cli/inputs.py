@@ -127,6 +127,14 @@ def check_output(path: Path, name: str, *, force: bool, option: str = "--output"
         )
 
 
+def check_folder(path: Path, option: str) -> None:
+    """Refuse a folder that is neither there nor can be made in one that is."""
+    if not path.is_dir() and (path.exists() or not path.absolute().parent.is_dir()):
+        raise typer.BadParameter(
+            f"{path} is no folder, and none can be made there", param_hint=option
+        )
+
+
 def send_file(
     darkroom: Darkroom,
     path: Path,

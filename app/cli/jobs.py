@@ -31,6 +31,7 @@ from app.cli.words import (
     pairs_text,
     rate_text,
     score_text,
+    without_recipe,
 )
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ def show_job(context: typer.Context, job_id: JobId, as_json: JsonFlag = False) -
             ("retry of", job.retry_of),
             ("took", duration_text(job.seconds) if job.seconds is not None else None),
             ("input", pairs_text(job.input)),
-            ("options", pairs_text(job.options)),
+            ("options", pairs_text(without_recipe(job.options))),
+            ("recipe", pairs_text(job.options.get("recipe"))),
             ("metadata", pairs_text(job.metadata)),
             ("model version", _name_of(job.model_version)),
             ("dataset version", _name_of(job.dataset_version)),

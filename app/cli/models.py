@@ -6,6 +6,7 @@ Sharing stands in :mod:`app.cli.sharing`, promotion and what else moves versions
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,7 @@ from app.cli.console import answer, note, print_fields, print_json, print_table,
 from app.cli.follow import finish, follow
 from app.cli.inputs import read_classes, send_file
 from app.cli.options import Timeout
-from app.cli.words import ago_text, bytes_text, count_text, pairs_text, speed_text
+from app.cli.words import ago_text, bytes_text, count_text, pairs_text, speed_text, without_recipe
 
 if TYPE_CHECKING:
     from app.client import Darkroom
@@ -171,10 +172,11 @@ def show(
             ("preprocess", pairs_text(version.preprocess)),
             ("preprocess sha256", version.preprocess_sha256),
             ("classes", f"{len(version.classes):,}: {classes}" if version.classes else None),
-            ("scores", pairs_text(version.scores)),
+            ("scores", pairs_text(_main_scores(version.scores))),
             *(("speed", speed_text(speed)) for speed in version.speeds),
             ("calibration", pairs_text(version.calibration)),
-            ("lineage", pairs_text(version.lineage)),
+            ("lineage", pairs_text(without_recipe(version.lineage))),
+            ("recipe", pairs_text((version.lineage or {}).get("recipe"))),
             ("made", ago_text(version.created_at)),
         )
     )
@@ -192,6 +194,11 @@ def set_alias(
     with connect(context) as darkroom:
         version = darkroom.models.set_alias(name, alias.removeprefix("@"), number)
     answer(version.raw, f"{name}@{alias.removeprefix('@')} is now {name}@{number}", as_json=as_json)
+
+
+def _main_scores(scores: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The scores of all images; those by class and the confusions are for ``--json``."""
+    return {name: value for name, value in (scores or {}).items() if isinstance(value, int | float)}
 
 
 def _accuracy(version: ModelVersion) -> str:

@@ -53,7 +53,9 @@ def search(
             show_default=False,
         ),
     ],
-    trials: Annotated[int | None, typer.Option("--trials", "-n", min=1, help="To try.")] = None,
+    trials: Annotated[
+        int | None, typer.Option("--trials", "-n", min=1, help="How many to try.")
+    ] = None,
     preset: Annotated[
         PresetWord | None, typer.Option(help="A recipe that suits the architecture.")
     ] = None,
@@ -137,7 +139,13 @@ def _values(text: str) -> dict[str, Any]:
         if not all(isinstance(end, int | float) for end in ends.values()):
             raise typer.BadParameter(f"{text!r} is no LOW..HIGH of numbers", param_hint="--space")
         return ends | ({"log": True} if text.endswith(_LOG) else {})
-    return {"choices": [read_value(each.strip()) for each in text.split(",")]}
+    choices = [each.strip() for each in text.split(",")]
+    if not all(choices):
+        raise typer.BadParameter(
+            f"{text!r} has an empty choice; give FIELD=LOW..HIGH or FIELD=A,B,C",
+            param_hint="--space",
+        )
+    return {"choices": [read_value(each) for each in choices]}
 
 
 def trials(

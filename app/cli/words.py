@@ -120,6 +120,11 @@ def score_text(score: float | None) -> str:
     return "–" if score is None else f"{score:.4f}"
 
 
+def without_recipe(body: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A job's options or a version's lineage; the many fields of a recipe stand by themselves."""
+    return {name: value for name, value in (body or {}).items() if name != "recipe"}
+
+
 def pairs_text(body: Mapping[str, Any] | None) -> str | None:
     """``epochs=6 recipe.seed=0``: the plain values of a mapping; None where it has none.
 

@@ -47,7 +47,7 @@ def submit_retry(
     source = get_job(session, tenant_id, job_id)
     if source.kind != JobKind.PREDICT:
         raise ConflictError(
-            f"job {job_id} is a {source.kind} job; only predict jobs can be retried, submit "
+            f"job {job_id} is of kind {source.kind}; only predict jobs can be retried, submit "
             "others again",
             code="not_retryable",
         )

@@ -60,7 +60,8 @@ def submit_search(
     if not facts.images("validation"):
         raise InvalidInputError(
             f"a search chooses by the validation split, and dataset {dataset} has none: freeze it "
-            "with one, so that the test split judges what was chosen without it",
+            "with one, such as by --split 0.7,0.15,0.15, so that the test split judges what was "
+            "chosen without it",
             code="search_needs_validation",
         )
     recipe = settle_start(session, tenant_id, recipe)

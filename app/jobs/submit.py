@@ -238,7 +238,7 @@ def submit_export(
     source = get_job(session, tenant_id, job_id)
     if source.kind != JobKind.PREDICT:
         raise InvalidInputError(
-            f"job {job_id} is a {source.kind} job; only predict jobs have results to export",
+            f"job {job_id} is of kind {source.kind}; only predict jobs have results to export",
             code="not_exportable",
         )
     if include_retries:

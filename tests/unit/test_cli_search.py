@@ -64,10 +64,18 @@ def test_search_sends_what_was_given(service, run):
     }
 
 
-@pytest.mark.parametrize("text", ["learning_rate=a..b", "learning_rate=NaN..1", "learning_rate"])
+@pytest.mark.parametrize(
+    "text", ["learning_rate=a..b", "learning_rate=NaN..1", "learning_rate", "learning_rate="]
+)
 def test_space_that_means_nothing_is_a_usage_error(service, run, text):
     done = run("search", "-d", "pets@1", "-m", "pets", "--space", text)
     assert done.exit_code == Exit.USAGE
+
+
+def test_number_of_a_recipe_that_is_none_is_a_usage_error(service, run):
+    done = run("finetune", "-d", "pets@1", "-m", "pets", "--learning-rate", "nan")
+    assert done.exit_code == Exit.USAGE
+    assert "--learning-rate" in done.output
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,7 @@ def test_metrics_of_a_training_are_a_table_in_a_pipe_and_plain_rows_as_json(serv
             (2, "train_loss", 0.75),
         )
     ]
+    service.on("GET /v1/jobs/job_1", answer(job(kind="finetune")))
     service.on("GET /v1/jobs/job_1/metrics", page(rows))
     table = [line.split() for line in run("metrics", "job_1").stdout.splitlines()]
     assert table == [["EPOCH", "TEST_LOSS", "TRAIN_LOSS"], ["1", "1.25", "1.5"], ["2", "0.75"]]
@@ -131,8 +132,42 @@ def test_metrics_of_a_training_are_a_table_in_a_pipe_and_plain_rows_as_json(serv
 
 
 def test_event_file_of_a_training_is_written_to_a_folder(service, run, tmp_path):
+    service.on("GET /v1/jobs/job_1", answer(job(kind="finetune")))
     service.on("GET /v1/jobs/job_1/metrics", page([]))
     service.on("GET /v1/jobs/job_1/artifacts", page([]))
-    refused = run("metrics", "job_1", "--tensorboard", tmp_path)
-    assert refused.exit_code == Exit.USAGE
-    assert "no event file" in refused.output
+    for folder in (tmp_path, tmp_path / "runs"):
+        refused = run("metrics", "job_1", "--tensorboard", folder)
+        assert refused.exit_code == Exit.USAGE
+        assert "no event file" in refused.output
+    nowhere = run("metrics", "job_1", "--tensorboard", tmp_path / "none" / "runs")
+    assert nowhere.exit_code == Exit.USAGE
+    assert "none can be made there" in " ".join(nowhere.output.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_metrics_of_a_search_are_a_table_of_its_trials(service, run):
+    service.on("GET /v1/jobs/job_1", answer(job(kind="search")))
+    row = {"id": "0:validation_accuracy", "name": "validation_accuracy", "step": 0, "value": 0.5}
+    service.on("GET /v1/jobs/job_1/metrics", page([row]))
+    table = [line.split() for line in run("metrics", "job_1").stdout.splitlines()]
+    assert table == [["TRIAL", "VALIDATION_ACCURACY"], ["0", "0.5"]]
+
+
+@pytest.mark.parametrize(("result", "named"), [({"model_version": "mdv_1"}, True), (None, False)])
+def test_version_that_a_cancelled_training_kept_is_named(service, run, result, named):
+    version = {"id": "mdv_1", "name": "pets", "number": 2}
+    ended = job("cancelled", kind="finetune", result=result, model_version=version)
+    service.on("GET /v1/jobs/job_1", answer(ended))
+    service.on("GET /v1/jobs/job_1/metrics", page([]))
+    done = run("watch", "job_1")
+    assert done.exit_code == Exit.CANCELLED
+    assert ("pets@2" in done.stdout) == named
+
+
+def test_recipe_of_a_job_stands_apart_from_its_options(service, run):
+    options = {"model": "pets", "recipe": {"epochs": 3, "augment": {"flip": True}}}
+    service.on("GET /v1/jobs/job_1", answer(job(kind="finetune", options=options)))
+    service.on("GET /v1/jobs/job_1/artifacts", page([]))
+    lines = {line.split()[0]: line.split()[1:] for line in run("job", "job_1").stdout.splitlines()}
+    assert lines["options"] == ["model=pets"]
+    assert lines["recipe"] == ["epochs=3", "augment.flip=True"]

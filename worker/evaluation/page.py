@@ -267,7 +267,7 @@ def _notable_row(report: Report, notable: Notable) -> tuple[str, ...]:
         _name(classes[notable.target]),
         _name(classes[notable.predicted]),
         _number(notable.confidence),
-        '<td class="n">–</td>' if share is None else f'<td class="n">{share:.2g}</td>',
+        '<td class="n">–</td>' if share is None else f'<td class="n">{share:#.2g}</td>',
     )
 
 
