@@ -47,6 +47,12 @@ class Range:
         """The values that a recipe refuses first."""
         return [self.low, self.high]
 
+    @property
+    def samples(self) -> list[Any]:
+        """The ends, and a value near the lower one: 0 may be allowed, and what follows it not."""
+        near = self.low + 1 if self.is_integer else self.low + (self.high - self.low) / 1000
+        return [self.low, near, self.high]
+
 
 @dataclass(frozen=True, slots=True)
 class Choices:
@@ -60,6 +66,11 @@ class Choices:
         numbers = [value for value in self.values if _is_number(value)]
         words = [value for value in self.values if not _is_number(value)]
         return words + (list(dict.fromkeys((min(numbers), max(numbers)))) if numbers else [])
+
+    @property
+    def samples(self) -> list[Any]:
+        """All of them."""
+        return list(self.values)
 
 
 Space = Mapping[str, Range | Choices]
@@ -192,7 +203,8 @@ def check_search(search: Search, recipe: TrainingRecipe) -> None:
 def check_space(space: Space, recipe: TrainingRecipe) -> None:
     """Let a space pass whose values all make a recipe that may be trained by.
 
-    Each field is tried at its ends, alone and beside each other field.
+    Each choice is tried, and each range at its ends and near the lower one; beside each other
+    field only the ends are.
 
     Raises:
         InvalidInputError: ``search_invalid``.
@@ -200,7 +212,7 @@ def check_space(space: Space, recipe: TrainingRecipe) -> None:
     faults = [
         (name, detail)
         for name, values in space.items()
-        for value in values.ends
+        for value in values.samples
         if (detail := _refused(recipe, {name: value}))
     ]
     if not faults:
@@ -247,7 +259,8 @@ def _read_field(name: str, given: Mapping[str, Any]) -> Range | Choices:
     low, high, log = given["low"], given["high"], bool(given.get("log", False))
     for value in (low, high):
         _require_kind(kind, value)
-    if low >= high:
+    # Between neighbouring floats the sampler has no room to compute in.
+    if low >= high or math.isclose(low, high):
         raise ValueError(f"low {low!r} must be below high {high!r}")
     if log and low <= 0:
         raise ValueError(f"low {low!r} must be above 0 to be drawn over the logarithm")

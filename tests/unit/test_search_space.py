@@ -59,6 +59,7 @@ def test_space_survives_json_as_it_was() -> None:
         ("arch", {"choices": ["small_cnn"]}, "no field that a search varies"),
         ("augment", {"choices": ["flip"]}, "no field that a search varies"),
         ("learning_rate", {"low": 0.1, "high": 0.1}, "must be below high"),
+        ("learning_rate", {"low": 0.1, "high": 0.1 + 2**-56}, "must be below high"),
         ("learning_rate", {"low": 0, "high": 0.1, "log": True}, "must be above 0"),
         ("learning_rate", {"low": 0, "high": 0.1}, "learning_rate must be above 0"),
         ("learning_rate", {"low": 0.1, "high": 101}, "learning_rate must be 0…100"),
@@ -71,6 +72,8 @@ def test_space_survives_json_as_it_was() -> None:
         ("weight_decay", {"choices": []}, "list 1 to 64 choices"),
         ("weight_decay", {"choices": [0.0, 0]}, "stands twice"),
         ("momentum", {"choices": [0.5, 1]}, "momentum must be below 1"),
+        ("augment.mixup_alpha", {"low": 0, "high": 0.4}, "mixup_alpha must be 0, or 0.01"),
+        ("augment.mixup_alpha", {"choices": [0, 0.001, 1]}, "mixup_alpha must be 0, or 0.01"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
