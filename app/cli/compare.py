@@ -49,16 +49,18 @@ def compare(
         print_json(jobs | fast | asdict(found))
         return
     names = [f"{name}@{number}" for name, number in sides]
-    _print_whole(names, f"{ours.dataset}, {ours.split or 'all'}", found)
-    print_fields(
+    speeds = [
         (f"speed of {name}", speed_text(speed))
         for name, version in zip(names, versions, strict=True)
         for speed in version.speeds
-    )
+    ]
+    _print_whole(names, f"{ours.dataset}, {ours.split or 'all'}", found, speeds)
     _print_classes(names, found)
 
 
-def _print_whole(names: list[str], images: str, found: Comparison) -> None:
+def _print_whole(
+    names: list[str], images: str, found: Comparison, speeds: list[tuple[str, str]]
+) -> None:
     test = found.mcnemar
     better = names[found.accuracy_delta > 0]
     verdict = f"{better} is better" if test.exact_p < 0.05 else "the difference may well be chance"
@@ -71,6 +73,7 @@ def _print_whole(names: list[str], images: str, found: Comparison) -> None:
             (f"only {names[0]} right", f"{test.only_first_right:,}"),
             (f"only {names[1]} right", f"{test.only_second_right:,}"),
             ("McNemar's test", f"p = {test.exact_p:.4g} (exact): {verdict}"),
+            *speeds,
         )
     )
 
@@ -90,6 +93,8 @@ def _print_classes(names: list[str], found: Comparison) -> None:
             for each in moved[:_MOST_CLASSES]
         ],
         right=("images", f"F1 {names[0]}", f"F1 {names[1]}", "F1 gain", "recall gain"),
+        wrap=("class",),
+        spare=("images", "recall gain"),
         empty="no class in common",
     )
     if len(moved) > _MOST_CLASSES:

@@ -248,7 +248,9 @@ def finish(darkroom: Darkroom, job: Job, *, as_json: bool = False) -> Exit:
     if counts.failed:
         _say_failed(darkroom, job)
     if untouched:
-        say(f"  {count_text(untouched, _noun(job))} not touched")
+        # Of trials the last ones had begun, but came to no end.
+        left = "not finished" if job.kind == "search" else "not touched"
+        say(f"  {count_text(untouched, _noun(job))} {left}")
     if job.kind == "predict" and (counts.failed or untouched):
         # Who may not run the model any more is refused again.
         revoked = (job.error or {}).get("code") == "model_grant_revoked"

@@ -178,7 +178,7 @@ def trials(
         ],
         right=("trial", "accuracy", "loss", "epochs", "took"),
         wrap=("parameters",),
-        spare=("took",),
+        spare=("took", "epochs"),
         empty="no trials: either none has begun, or it is no search",
     )
 

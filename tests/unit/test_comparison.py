@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from scipy.stats import binomtest, chi2
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
@@ -129,13 +131,25 @@ def test_compare_prints_both_accuracies_the_test_and_the_classes(two_versions, r
     assert "4 of zoo@1, test" in done.stdout
     assert "1.0000  (+0.5000)" in done.stdout
     assert "p = 0.5 (exact): the difference may well be chance" in done.stdout
-    told = "speed of pets@4  1,240 images/s, the network alone –, on H200 (12,000 images)"
-    assert told in done.stdout
+    told = "speed of pets@4 1,240 images/s, the network alone –, on H200 (12,000 images)"
+    assert told in " ".join(done.stdout.split())
     body = json.loads(run("models", "compare", "pets@3", "pets@4", "--json").stdout)
     assert body["jobs"] == ["job_3", "job_4"]
     assert body["mcnemar"]["only_second_right"] == 2
     assert [len(each) for each in body["speeds"]] == [0, 1]
     assert [each["name"] for each in body["per_class"]] == ["cat", "dog"]
+
+
+def test_no_number_of_a_comparison_is_cut_on_a_narrow_terminal(
+    two_versions, run, monkeypatch
+) -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, width=56, force_terminal=True, color_system=None)
+    monkeypatch.setattr("app.cli.console.stdout", lambda: terminal)
+    run("models", "compare", "pets@3", "pets@4")
+    heads, _, cat, *_ = screen.getvalue().partition("class ")[2].splitlines()
+    assert heads.split() == ["images", "F1", "pets@3", "F1", "pets@4", "F1", "gain"]
+    assert all(len(number.lstrip("+-")) == len("0.0000") for number in cat.split()[2:])
 
 
 def test_versions_without_images_in_common_are_not_compared(two_versions, run) -> None:
