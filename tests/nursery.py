@@ -21,12 +21,13 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.settings import Settings
 from app.storage.client import make_client
@@ -184,6 +185,30 @@ def shared_nursery() -> Nursery:
     nursery = Nursery()
     atexit.register(nursery.close)
     return nursery
+
+
+class Ended(NamedTuple):
+    """What a process ended with, and all that it said."""
+
+    status: int
+    said: str
+
+
+def run_forked(
+    module: str, arguments: Sequence[str], environment: Mapping[str, str], *, seconds: float = 60
+) -> Ended:
+    """Run ``module.main()`` in a process of its own until it ends.
+
+    Raises:
+        subprocess.TimeoutExpired: it lives after so many seconds.
+    """
+    with tempfile.NamedTemporaryFile("r") as log:
+        child = shared_nursery().start(module, arguments, environment, Path(log.name))
+        try:
+            status = child.wait(seconds)
+        finally:
+            child.kill()
+        return Ended(status, log.read())
 
 
 def _die_with(parent: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from app.storage.s3 import ObjectStore
 from tests.faults.images import expected_classes
 from tests.faults.library import draw_pictures, put_manifest, register_model, submit_pictures
 from tests.faults.plan import Plan, PlannedFault
+from tests.nursery import run_forked
 from tests.service import environment, running_service
 
 
@@ -53,12 +52,7 @@ def test_plan_that_names_no_point_of_the_service_ends_the_worker_at_once(
     settings: Settings,
 ) -> None:
     plan = Plan(faults=(PlannedFault("after_lunch"),))
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.faults.worker", "--role", "io"],
-        env=environment(settings) | plan.as_environment(),
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert ended.returncode != 0
-    assert b"no such point: after_lunch" in ended.stderr
+    variables = environment(settings) | plan.as_environment()
+    ended = run_forked("tests.faults.worker", ["--role", "io"], variables, seconds=120)
+    assert ended.status != 0
+    assert "no such point: after_lunch" in ended.said

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +28,7 @@ from app.stack.restore import run_restore
 from app.stack.supervisor import Supervisor
 from app.stack.up import UpOptions, run_up
 from tests.local_parts import build_database, scratch_folder
+from tests.nursery import Ended, run_forked
 from tests.service import environment
 
 #: Written by a release that nobody has made yet.
@@ -116,27 +114,20 @@ def test_dispatcher_and_workers_do_not_start_on_a_newer_schema(
     module: list[str], event: str, newer: Settings
 ) -> None:
     done = start(module, newer)
-    assert done.returncode == 1
-    assert event in done.stdout + done.stderr
-    assert REFUSAL in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.status == 1
+    assert event in done.said
+    assert REFUSAL in done.said
+    assert "Traceback" not in done.said
 
 
 def test_worker_does_not_start_before_the_migrations(older: Settings) -> None:
     done = start(["worker.main", "--role", "io"], older)
-    assert done.returncode == 1
-    assert "run `darkroom migrate`" in done.stdout + done.stderr
+    assert done.status == 1
+    assert "run `darkroom migrate`" in done.said
 
 
-def start(module: list[str], settings: Settings) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *module],
-        env={**os.environ, **environment(settings)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def start(module: list[str], settings: Settings) -> Ended:
+    return run_forked(module[0], module[1:], environment(settings))
 
 
 def test_schema_from_before_anybody_could_read_its_revision_counts_as_older(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +19,7 @@ from app.queues.keeps import eviction_fault, message_faults
 from app.settings import Settings
 from app.stack.valkey import LocalValkey
 from app.startup import check_start
+from tests.nursery import run_forked
 from tests.service import environment
 
 
@@ -114,14 +113,7 @@ def test_database_that_is_away_is_told_from_one_that_is_not_durable(
     "module", [["app.dispatch.run"], ["worker.main", "--role", "io"]], ids=["dispatcher", "worker"]
 )
 def test_process_ends_with_a_sentence_and_no_traceback(strict: Settings, module: list[str]) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", *module],
-        env=environment(strict),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert ended.returncode == 1
-    assert "fsync=off" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    ended = run_forked(module[0], module[1:], environment(strict), seconds=120)
+    assert ended.status == 1
+    assert "fsync=off" in ended.said
+    assert "Traceback" not in ended.said
