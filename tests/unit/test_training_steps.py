@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import count
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -306,12 +306,15 @@ def test_smallest_time_budget_still_takes_a_step() -> None:
     assert len(reports) == 1
 
 
-def results(monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> None:
-    """Let the epochs have these accuracies, whatever they learn."""
-    left = iter(accuracies)
+def results(
+    monkeypatch: pytest.MonkeyPatch, accuracies: list[float], losses: Sequence[float] = ()
+) -> None:
+    """Let the epochs have these accuracies and losses, whatever they learn."""
+    left = zip_longest(accuracies, losses, fillvalue=1.0)
 
     def answer(*arguments: Any, **more: Any) -> Any:
-        return replace(evaluate(*arguments, **more), loss=1.0, accuracy=next(left))
+        accuracy, loss = next(left)
+        return replace(evaluate(*arguments, **more), loss=loss, accuracy=accuracy)
 
     monkeypatch.setattr(fit_module, "evaluate", answer)
 
@@ -340,6 +343,14 @@ def test_epoch_that_does_best_on_the_validation_split_is_kept(
     assert (fitted.epoch, fitted.epochs, fitted.ended_by) == (2, 4, "epochs")
     assert_same(fitted.module.state_dict(), ends[1])
     assert {report.held_out for report in reports} == {"validation"}
+
+
+def test_epoch_whose_loss_is_no_number_gives_way_to_one_as_accurate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    results(monkeypatch, [0.5, 0.5, 0.5], [math.nan, 2.0, math.nan])
+    fitted, _ = teach(replace(RECIPE, epochs=3), validation=stripes(12, seed=2))
+    assert fitted.epoch == 2
 
 
 def test_training_stops_early_once_the_validation_split_gets_no_better(

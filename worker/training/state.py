@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,11 @@ class Best:
     accuracy: float
     #: On the CPU.
     weights: dict[str, Tensor]
+
+    @property
+    def merit(self) -> tuple[float, float]:
+        """What is more is better."""
+        return self.accuracy, -math.inf if math.isnan(self.loss) else -self.loss
 
 
 @dataclass(slots=True)
@@ -125,11 +130,12 @@ class TrainingState:
     def note_result(self, loss: float, accuracy: float) -> None:
         """Keep the weights of the epoch that is over if none before did as well.
 
-        Better is more accurate; of two alike, the one of less loss.
+        Better is more accurate; of two alike, the one of less loss. A loss that is no number is
+        worse than any.
         """
-        best = self.best
-        if best is None or (accuracy, -loss) > (best.accuracy, -best.loss):
-            self.best = Best(self.epoch, loss, accuracy, _copied(self.answering))
+        found = Best(self.epoch, loss, accuracy, {})
+        if self.best is None or found.merit > self.best.merit:
+            self.best = replace(found, weights=_copied(self.answering))
 
     def kept_weights(self) -> dict[str, Tensor]:
         """The weights that a training is worth which ends now, on the CPU."""
