@@ -138,7 +138,9 @@ def pairs_text(body: Mapping[str, Any] | None) -> str | None:
         elif isinstance(value, float):
             parts.append(f"{name}={value:.4g}")
         elif isinstance(value, list) and value:
-            text = ",".join(map(str, value))
+            text = ",".join(
+                f"{each:.4g}" if isinstance(each, float) else str(each) for each in value
+            )
             parts.append(f"{name}={text}" if len(text) <= 60 else f"{name}=({len(value):,})")
         elif isinstance(value, (str, int)) and value != "":
             parts.append(f"{name}={value}")

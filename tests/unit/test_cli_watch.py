@@ -171,3 +171,10 @@ def test_recipe_of_a_job_stands_apart_from_its_options(service, run):
     lines = {line.split()[0]: line.split()[1:] for line in run("job", "job_1").stdout.splitlines()}
     assert lines["options"] == ["model=pets"]
     assert lines["recipe"] == ["epochs=3", "augment.flip=True"]
+
+
+def test_numbers_of_a_list_are_rounded_like_those_that_stand_alone(service, run):
+    result = {"accuracy": 2 / 3, "accuracy_interval": [1 / 3, 0.75]}
+    service.on("GET /v1/jobs/job_1", answer(job(kind="evaluate", result=result)))
+    service.on("GET /v1/jobs/job_1/artifacts", page([]))
+    assert "accuracy=0.6667 accuracy_interval=0.3333,0.75" in run("job", "job_1").stdout
