@@ -55,9 +55,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "resnet20": {
         "arch": "resnet20",
         "schedule": "one_cycle",
-        "learning_rate": 0.2,
+        "learning_rate": 0.1,
         "train_batch_size": 64,
-        "epochs": 24,
+        "epochs": 12,
         "augment": _CROPS,
         "max_seconds": MOST_SECONDS - 15,
     },

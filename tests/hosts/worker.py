@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -32,10 +33,10 @@ def main() -> None:
             while not (signs / "go-on").exists():
                 threading.Event().wait(0.05)
 
-    def record(session: Session, lease: Lease, rows: Sequence[ItemRow]) -> None:
+    def record(session: Session, lease: Lease, rows: Sequence[ItemRow], **more: Any) -> None:
         # Nothing that the database could tell it can keep it from sending this record any more.
         (signs / "recording").touch()
-        record_chunk(session, lease, rows)
+        record_chunk(session, lease, rows, **more)
 
     fake_forward(Plan())
     setattr(predict, record_chunk.__name__, record)
