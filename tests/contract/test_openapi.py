@@ -164,3 +164,19 @@ def test_every_reference_of_the_document_leads_somewhere():
         found: Any = DOCUMENT
         for step in reference.removeprefix("#/").split("/"):
             found = found[step]
+
+
+def test_names_of_an_object_are_limited_to_those_of_their_pattern():
+    """A pattern alone lets every name pass that does not match it."""
+
+    def objects(node):
+        for each in node.values() if isinstance(node, dict) else node:
+            if isinstance(each, dict | list):
+                yield from objects(each)
+        if isinstance(node, dict) and "patternProperties" in node:
+            yield node
+
+    found = list(objects(DOCUMENT))
+    assert found
+    for node in found:
+        assert set(node["propertyNames"]) - {"maxLength"}, node

@@ -19,7 +19,8 @@ from app.training.recipe import (
     TrainLayers,
 )
 
-_Word = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,64}$", max_length=64)]
+_WORD = r"^[a-z0-9_]{1,64}$"
+_Word = Annotated[str, StringConstraints(pattern=_WORD, max_length=64)]
 _Number = (
     bool
     | Annotated[int, Field(ge=-(2**31), le=2**31)]
@@ -27,7 +28,8 @@ _Number = (
 )
 ArchOptions = Annotated[
     dict[_Word, _Number | _Word | Annotated[list[_Number], Field(max_length=64)] | None],
-    Field(max_length=64),
+    # Their pattern alone would allow other names beside those that match.
+    Field(max_length=64, json_schema_extra={"propertyNames": {"pattern": _WORD}}),
 ]
 _RECIPE = TrainingRecipe()
 _AUGMENT = AugmentSpec()

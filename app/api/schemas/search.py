@@ -21,7 +21,8 @@ from app.training.search import (
 )
 
 _DEFAULT = Search(space={}, trials=1)
-_FieldName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_.]{1,64}$", max_length=64)]
+_FIELD_NAME = r"^[a-z0-9_.]{1,64}$"
+_FieldName = Annotated[str, StringConstraints(pattern=_FIELD_NAME, max_length=64)]
 _Number = (
     Annotated[int, Field(ge=-(2**31), le=2**31)] | Annotated[float, Field(allow_inf_nan=False)]
 )
@@ -72,6 +73,8 @@ class SearchOptions(Request):
         max_length=MAX_FIELDS,
         description="Field of the recipe, such as `learning_rate` or `augment.flip`, to where its "
         "values are drawn from.",
+        # Their pattern alone would allow other names beside those that match.
+        json_schema_extra={"propertyNames": {"pattern": _FIELD_NAME}},
     )
     trials: int = Field(
         20,
