@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
 from math import isfinite
 from typing import Annotated, Any
 
@@ -13,38 +12,34 @@ from app.cli.connect import JsonFlag, connect
 from app.cli.follow import finish_submit
 from app.cli.inputs import read_pairs, read_value
 from app.cli.limits import DeadlineText, read_deadline, read_seconds
-from app.cli.options import MetadataTexts, Priority, Timeout, Wait, Watch
-
-
-class PresetWord(StrEnum):
-    """Recipes that suit an architecture."""
-
-    QUICK = "quick"
-    STANDARD = "standard"
-    BEST = "best"
+from app.cli.options import (
+    AliasToMove,
+    Arch,
+    DatasetOfTraining,
+    Epochs,
+    MetadataTexts,
+    ModelOfTraining,
+    Preset,
+    Priority,
+    Start,
+    Timeout,
+    Wait,
+    Watch,
+)
 
 
 def finetune(
     context: typer.Context,
-    dataset: Annotated[
-        str, typer.Option("--dataset", "-d", help="NAME@NUMBER, or NAME.", show_default=False)
-    ],
-    model: Annotated[
-        str,
-        typer.Option("--model", "-m", help="Model to make a version of.", show_default=False),
-    ],
-    preset: Annotated[
-        PresetWord | None, typer.Option(help="A recipe that suits the architecture.")
-    ] = None,
-    arch: Annotated[str | None, typer.Option(help="Architecture.")] = None,
-    start: Annotated[
-        str | None, typer.Option(help="Model version whose weights to start from.")
-    ] = None,
+    dataset: DatasetOfTraining,
+    model: ModelOfTraining,
+    preset: Preset = None,
+    arch: Arch = None,
+    start: Start = None,
     train_layers: Annotated[
         str | None, typer.Option(help="all, or head: a linear probe of --start.")
     ] = None,
     input_px: Annotated[int | None, typer.Option(min=8, help="Side of the square images.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
+    epochs: Epochs = None,
     max_time: Annotated[
         str | None, typer.Option(help="Train at most so long, such as 10m, and keep the best.")
     ] = None,
@@ -74,9 +69,7 @@ def finetune(
             "arch_options.depth=20; repeat for more.",
         ),
     ] = None,
-    alias: Annotated[
-        str, typer.Option(help="Alias to point at it; empty for none.")
-    ] = "production",
+    alias: AliasToMove = "production",
     priority: Priority = 0,
     deadline: DeadlineText = None,
     metadata: MetadataTexts = None,

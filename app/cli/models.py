@@ -17,7 +17,7 @@ from app.cli.connect import GuardedGroup, JsonFlag, connect
 from app.cli.console import answer, note, print_fields, print_json, print_table, say, state_text
 from app.cli.follow import finish, follow
 from app.cli.inputs import read_classes, send_file
-from app.cli.options import Timeout
+from app.cli.options import AliasToMove, Timeout
 from app.cli.words import ago_text, bytes_text, count_text, pairs_text, speed_text, without_recipe
 
 if TYPE_CHECKING:
@@ -65,9 +65,7 @@ def import_model(
             help="A file of class names (one a line, or JSON), or imagenet.", show_default=False
         ),
     ],
-    alias: Annotated[
-        str, typer.Option(help="Alias to point at it; empty for none.")
-    ] = "production",
+    alias: AliasToMove = "production",
     no_watch: Annotated[
         bool, typer.Option("--no-watch", help="Do not wait for the check.")
     ] = False,

@@ -15,6 +15,14 @@ class ActivationWord(StrEnum):
     SIGMOID = "sigmoid"
 
 
+class PresetWord(StrEnum):
+    """Recipes that suit an architecture."""
+
+    QUICK = "quick"
+    STANDARD = "standard"
+    BEST = "best"
+
+
 ModelOfJob = Annotated[
     str, typer.Option("--model", "-m", help="NAME, NAME@ALIAS, NAME@NUMBER, OWNER/NAME… or mdv_…")
 ]
@@ -25,6 +33,17 @@ DatasetOfJob = Annotated[
 SplitOfJob = Annotated[
     str | None, typer.Option("--split", help="train, validation or test of it.", show_default=False)
 ]
+DatasetOfTraining = Annotated[
+    str, typer.Option("--dataset", "-d", help="NAME@NUMBER, or NAME.", show_default=False)
+]
+ModelOfTraining = Annotated[
+    str, typer.Option("--model", "-m", help="Model to make a version of.", show_default=False)
+]
+Preset = Annotated[PresetWord | None, typer.Option(help="A recipe that suits the architecture.")]
+Arch = Annotated[str | None, typer.Option(help="Architecture.")]
+Start = Annotated[str | None, typer.Option(help="Model version whose weights to start from.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the images.")]
+AliasToMove = Annotated[str, typer.Option(help="Alias to point at it; empty for none.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="job_…", show_default=False)]
 TopK = Annotated[
     int | None, typer.Option("--top-k", "-k", min=1, max=1000, help="Classes per image.")

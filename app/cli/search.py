@@ -10,11 +10,25 @@ import typer
 
 from app.cli.connect import JsonFlag, connect
 from app.cli.console import print_json, print_table, state_text
-from app.cli.finetune import PresetWord, read_fields
+from app.cli.finetune import read_fields
 from app.cli.follow import finish_submit
 from app.cli.inputs import read_pairs, read_value
 from app.cli.limits import DeadlineText, read_deadline, read_seconds
-from app.cli.options import JobId, MetadataTexts, Priority, Timeout, Wait, Watch
+from app.cli.options import (
+    AliasToMove,
+    Arch,
+    DatasetOfTraining,
+    Epochs,
+    JobId,
+    MetadataTexts,
+    ModelOfTraining,
+    Preset,
+    Priority,
+    Start,
+    Timeout,
+    Wait,
+    Watch,
+)
 from app.cli.words import duration_text, pairs_text
 
 if TYPE_CHECKING:
@@ -39,13 +53,8 @@ class PrunerWord(StrEnum):
 
 def search(
     context: typer.Context,
-    dataset: Annotated[
-        str, typer.Option("--dataset", "-d", help="NAME@NUMBER, or NAME.", show_default=False)
-    ],
-    model: Annotated[
-        str,
-        typer.Option("--model", "-m", help="Model to make a version of.", show_default=False),
-    ],
+    dataset: DatasetOfTraining,
+    model: ModelOfTraining,
     space: Annotated[
         list[str],
         typer.Option(
@@ -56,14 +65,10 @@ def search(
     trials: Annotated[
         int | None, typer.Option("--trials", "-n", min=1, help="How many to try.")
     ] = None,
-    preset: Annotated[
-        PresetWord | None, typer.Option(help="A recipe that suits the architecture.")
-    ] = None,
-    arch: Annotated[str | None, typer.Option(help="Architecture.")] = None,
-    start: Annotated[
-        str | None, typer.Option(help="Model version whose weights to start from.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
+    preset: Preset = None,
+    arch: Arch = None,
+    start: Start = None,
+    epochs: Epochs = None,
     fields: Annotated[
         list[str] | None,
         typer.Option("--set", help="FIELD=VALUE of the recipe of all trials; repeat for more."),
@@ -80,9 +85,7 @@ def search(
         int | None, typer.Option(min=1, help="Trials drawn at random before others learn.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the choice of recipes.")] = None,
-    alias: Annotated[
-        str, typer.Option(help="Alias to point at it; empty for none.")
-    ] = "production",
+    alias: AliasToMove = "production",
     priority: Priority = 0,
     deadline: DeadlineText = None,
     metadata: MetadataTexts = None,

@@ -16,9 +16,9 @@ from app.jobs.add import add_job
 from app.jobs.items import JobItem, pack_items
 from app.jobs.limits import NO_LIMITS, Limits
 from app.jobs.states import ChunkState, ChunkTask, JobKind
+from app.jobs.submit import announce_trained
 from app.jobs.tables import Chunk, Job
 from app.models.architectures import Family, find_architecture
-from app.models.register import announce_version
 from app.queues.names import QUEUE_OF_TASK
 from app.training.check import DatasetFacts, check_dataset
 from app.training.recipe import TrainingRecipe
@@ -84,21 +84,7 @@ def submit_search(
         limits=limits,
         metadata=metadata,
     )
-    version = announce_version(
-        session,
-        tenant_id,
-        model=model,
-        arch=recipe.arch,
-        arch_options=recipe.arch_options,
-        lineage={
-            "job": job.id,
-            "dataset_version": data.id,
-            "recipe": recipe.as_dict(),
-            **({"parent": recipe.start} if recipe.start is not None else {}),
-        },
-        job_id=job.id,
-    )
-    job.model_version_id = version.id
+    announce_trained(session, job, model=model, recipe=recipe)
     job.total = search.trials
     # A trial is no short work: each costs its tenant a full turn.
     job.chunk_items = 1

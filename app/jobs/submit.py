@@ -132,23 +132,28 @@ def submit_finetune(
         limits=limits,
         metadata=metadata,
     )
+    announce_trained(session, job, model=model, recipe=recipe)
+    session.flush()
+    return job
+
+
+def announce_trained(session: Session, job: Job, *, model: str, recipe: TrainingRecipe) -> None:
+    """Announce the version of ``model`` that the job is to make by this recipe."""
     version = announce_version(
         session,
-        tenant_id,
+        job.tenant_id,
         model=model,
         arch=recipe.arch,
         arch_options=recipe.arch_options,
         lineage={
             "job": job.id,
-            "dataset_version": data.id,
+            "dataset_version": job.dataset_version_id,
             "recipe": recipe.as_dict(),
             **({"parent": recipe.start} if recipe.start is not None else {}),
         },
         job_id=job.id,
     )
     job.model_version_id = version.id
-    session.flush()
-    return job
 
 
 def submit_import(
