@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -72,44 +72,35 @@ def announce_version(
     return version
 
 
+class VersionContent(TypedDict, total=False):
+    """What a version is once its weights are stored."""
+
+    spec: Required[ModelSpec]
+    weights_key: Required[str]
+    weights_sha256: Required[str]
+    weights_bytes: Required[int]
+    parameter_count: Required[int]
+    macs: int | None
+    #: Of weights that lie sealed, the digest of their object.
+    sealed_sha256: str | None
+    scores: Mapping[str, Any] | None
+    #: Added to what was announced.
+    lineage: Mapping[str, Any] | None
+
+
 def complete_version(
     session: Session,
     tenant_id: str,
     version_id: str,
-    *,
-    spec: ModelSpec,
-    weights_key: str,
-    weights_sha256: str,
-    weights_bytes: int,
-    parameter_count: int,
-    macs: int | None = None,
-    sealed_sha256: str | None = None,
-    scores: Mapping[str, Any] | None = None,
-    lineage: Mapping[str, Any] | None = None,
+    **content: Unpack[VersionContent],
 ) -> None:
     """Make a pending version ready: weights stored and checked, nothing changes after this.
-
-    ``lineage`` is added to what was announced. Weights that lie sealed have ``sealed_sha256``,
-    the digest of their object.
 
     Raises:
         NotFoundError: ``model_not_found``.
         ConflictError: ``model_not_pending``: the version is ready, archived or failed already.
     """
-    fill_version(
-        session,
-        tenant_id,
-        version_id,
-        spec=spec,
-        weights_key=weights_key,
-        weights_sha256=weights_sha256,
-        weights_bytes=weights_bytes,
-        parameter_count=parameter_count,
-        macs=macs,
-        sealed_sha256=sealed_sha256,
-        scores=scores,
-        lineage=lineage,
-    )
+    fill_version(session, tenant_id, version_id, **content)
     if accept_version(session, tenant_id, version_id):
         return
     state = session.scalar(
@@ -128,21 +119,13 @@ def fill_version(
     session: Session,
     tenant_id: str,
     version_id: str,
-    *,
-    spec: ModelSpec,
-    weights_key: str,
-    weights_sha256: str,
-    weights_bytes: int,
-    parameter_count: int,
-    macs: int | None = None,
-    sealed_sha256: str | None = None,
-    scores: Mapping[str, Any] | None = None,
-    lineage: Mapping[str, Any] | None = None,
+    **content: Unpack[VersionContent],
 ) -> str | None:
     """Write into a pending version what it is, as for :func:`complete_version`; it stays pending.
 
     What it was filled with before is replaced; the answer is the key of those weights, if any.
     """
+    spec, scores = content["spec"], content.get("scores")
     here = [
         ModelVersion.tenant_id == tenant_id,
         ModelVersion.id == version_id,
@@ -158,14 +141,14 @@ def fill_version(
             classes=list(spec.classes),
             preprocess=spec.preprocess.as_dict(),
             preprocess_sha256=spec.preprocess.digest,
-            weights_key=weights_key,
-            weights_sha256=weights_sha256,
-            weights_bytes=weights_bytes,
-            sealed_sha256=sealed_sha256,
-            parameter_count=parameter_count,
-            macs=macs,
+            weights_key=content["weights_key"],
+            weights_sha256=content["weights_sha256"],
+            weights_bytes=content["weights_bytes"],
+            sealed_sha256=content.get("sealed_sha256"),
+            parameter_count=content["parameter_count"],
+            macs=content.get("macs"),
             scores=None if scores is None else dict(scores),
-            lineage=ModelVersion.lineage.concat(dict(lineage or {})),
+            lineage=ModelVersion.lineage.concat(dict(content.get("lineage") or {})),
         )
         .execution_options(synchronize_session=False)
     )
